@@ -1,9 +1,8 @@
 """Limit the threads that BLAS and OpenMP libraries start inside tasks.
 
-OpenMP keeps its limit per thread, most BLAS libraries per process; a worker with several
-threads that run chunks with different explicit limits therefore shares the BLAS ones, the
-last to start winning. A library that a task itself is the first to load is found by the
-chunk after it.
+OpenMP keeps its limit per thread, most BLAS libraries per process: in a worker with several
+threads that run chunks with different explicit limits, the last to start wins for BLAS. A
+library that a task itself is the first to load is found by the chunk after it.
 """
 
 from __future__ import annotations
@@ -41,7 +40,9 @@ class _Libraries:
         modules = len(sys.modules)
         seen, controllers = self._found
         if seen != modules:
-            controllers = threadpoolctl.ThreadpoolController().lib_controllers
+            found = threadpoolctl.ThreadpoolController().lib_controllers
+            # None is a library that does not say, and cannot be set.
+            controllers = [each for each in found if each.num_threads is not None]
             self._found = (modules, controllers)
         return controllers
 
@@ -52,7 +53,77 @@ class _Lowered(threading.local):
     state: tuple[int, int] | None = None
 
 
+class _Shared:
+    """Limit the libraries that have one limit for the whole process.
+
+    Notes
+    -----
+    Thread-safe. The lock is held while a library is told its limit, which does not call
+    back into Python.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Per library: what it had before, then the limits in force, oldest first. With
+        # only what it had before to go by, of two chunks side by side the first to end
+        # would lift the limit of the other.
+        self._limits: dict[str, list[int]] = {}
+
+    def hold(self, library: Any, limit: int) -> None:
+        """Set the limit until it is released."""
+        with self._lock:
+            limits = self._limits.setdefault(library.filepath, [library.num_threads])
+            limits.append(limit)
+            _set(library, limit)
+
+    def release(self, library: Any, limit: int) -> None:
+        """Set the latest limit still held, or else what there was before."""
+        with self._lock:
+            limits = self._limits[library.filepath]
+            newest = len(limits) - 1 - limits[::-1].index(limit)
+            del limits[newest]
+            _set(library, limits[-1])
+            if len(limits) == 1:
+                del self._limits[library.filepath]
+
+    def lower(self, library: Any, limit: int) -> None:
+        """Lower the limit, or, while one is held, what comes back after it."""
+        with self._lock:
+            limits = self._limits.get(library.filepath)
+            if limits is None:
+                _lower(library, limit)
+            else:
+                limits[0] = min(limits[0], limit)
+
+
+def _set(library: Any, limit: int) -> None:
+    """Set the limit of a library."""
+    if library.num_threads == limit:
+        return
+    # The first thread that sets OpenBLAS's limit keeps the right to for as long as it
+    # lives, and threadpoolctl silently ignores the others (since 3.8; see
+    # joblib/threadpoolctl#220). Who wins among our threads is decided above; a thread of
+    # the user's takes the right again when it needs it.
+    clear = getattr(library, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)
+    library.set_num_threads(limit)
+    if clear is not None:
+        clear(force=True)
+
+
+def _lower(library: Any, limit: int) -> None:
+    if library.num_threads > limit:
+        _set(library, limit)
+
+
+def _per_thread(library: Any) -> bool:
+    """Say whether each thread has a limit of its own."""
+    return "openmp" in (library.user_api, getattr(library, "threading_layer", None))
+
+
 _libraries = _Libraries()
+_shared = _Shared()
 _lowered = _Lowered()
 
 
@@ -77,12 +148,13 @@ class Limited:
         self._explicit = inner_max_num_threads
         self._default = default
         self._before: list[tuple[Any, int]] = []
+        self._held: list[Any] = []
 
     def __enter__(self) -> Limited:
         if self._explicit is not None:
-            self._set(self._explicit)
+            self._enter(self._explicit)
         elif self._default is not None and threadpoolctl is not None:
-            _lower(self._default)
+            _lower_all(self._default)
         return self
 
     def __exit__(
@@ -92,18 +164,23 @@ class Limited:
         traceback: TracebackType | None,
     ) -> None:
         before, self._before = self._before, []
-        for controller, threads in before:
-            controller.set_num_threads(threads)
+        held, self._held = self._held, []
+        for library, threads in before:
+            _set(library, threads)
+        for library in held:
+            _shared.release(library, self._explicit or 1)
 
-    def _set(self, limit: int) -> None:
+    def _enter(self, limit: int) -> None:
         if threadpoolctl is None:
             _warn_missing(limit)
             return
-        for controller in _libraries.loaded():
-            threads = controller.num_threads
-            if threads is not None and threads != limit:
-                self._before.append((controller, threads))
-                controller.set_num_threads(limit)
+        for library in _libraries.loaded():
+            if not _per_thread(library):
+                _shared.hold(library, limit)
+                self._held.append(library)
+            elif (threads := library.num_threads) != limit:
+                self._before.append((library, threads))
+                _set(library, limit)
 
 
 def limited(inner_max_num_threads: int | None, default: int | None) -> Limited:
@@ -111,17 +188,18 @@ def limited(inner_max_num_threads: int | None, default: int | None) -> Limited:
     return Limited(inner_max_num_threads, default)
 
 
-def _lower(default: int) -> None:
+def _lower_all(default: int) -> None:
     """Lower this thread's pools, unless that was done and nothing was loaded since."""
+    # Taken before looking: a module that another thread imports meanwhile is looked for
+    # at the next chunk.
     state = (default, len(sys.modules))
     if _lowered.state == state:
         return
-    for controller in _libraries.loaded():
-        threads = controller.num_threads
-        if threads is not None and threads > default:
-            controller.set_num_threads(default)
-    # Taken before looking: a module that another thread imports meanwhile is looked for
-    # at the next chunk.
+    for library in _libraries.loaded():
+        if _per_thread(library):
+            _lower(library, default)
+        else:
+            _shared.lower(library, default)
     _lowered.state = state
 
 
