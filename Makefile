@@ -33,6 +33,8 @@ lint: $(VENV)/.ready ## Check style, types and layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@! grep -rnE '^\s*(import|from) jobfleet\b' src || \
+	  { echo "imports inside the package are relative: on a worker it runs under a private name" >&2; exit 1; }
 
 format: $(VENV)/.ready ## Put the style right where a machine can
 	$(BIN)/ruff check --fix
