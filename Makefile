@@ -1,0 +1,79 @@
+# Everything here sets itself up: on a machine with Python 3.11 or newer, `make demo` or `make test` is enough.
+# The virtual environments are made anew whenever pyproject.toml or the pins change.
+
+PYTHON ?= python3
+VENV := .venv
+LOWEST := .venv-lowest
+BIN := $(VENV)/bin
+PINS := requirements/constraints.txt
+LOWEST_PINS := requirements/lowest.txt
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-upstream test-lowest lint format lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready ## Run a cross-validated search on a cluster of this machine, and beside it sequentially
+	$(BIN)/jobfleet demo
+
+test: $(VENV)/.ready ## Run the tests; PYTEST_ARGS="-k word" chooses some
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-upstream: $(VENV)/.ready ## Run the installed tests of joblib and scikit-learn with jobfleet as their backend
+	$(BIN)/python -m tests.upstream
+
+test-lowest: $(LOWEST)/.ready ## Run the tests with the oldest supported versions of the dependencies
+	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.ready ## Check style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@! grep -rnE '^\s*(import|from) jobfleet\b' src || \
+	  { echo "imports inside the package are relative: on a worker it runs under a private name" >&2; exit 1; }
+
+format: $(VENV)/.ready ## Put the style right where a machine can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: ## Pin the newest versions of everything in requirements/constraints.txt
+	rm -rf .venv-lock
+	$(call make-venv,.venv-lock)
+	.venv-lock/bin/python -m pip install -qq --upgrade pip
+	.venv-lock/bin/python -m pip install -qq --editable '.[demo]' --group dev hatchling editables
+	( echo "# What .venv is made of: written by \`make lock\`, the newest versions that go together."; \
+	  .venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude setuptools ) > $(PINS)
+	rm -rf .venv-lock
+
+clean: ## Remove the virtual environments and all that tools leave behind
+	rm -rf $(VENV) $(LOWEST) .venv-lock build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call make-venv,directory): a fresh virtual environment, or a word on why there is none
+define make-venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@rm -rf $(1)
+	@$(PYTHON) -m venv $(1) || \
+	  { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+endef
+
+# $(call install,directory,pins,group): pip itself first, since --group came with 25.1
+define install
+	@echo "Installing into $(1): about a minute, this once"
+	@$(1)/bin/python -m pip install -qq --constraint $(2) 'pip>=25.1' hatchling editables
+	@$(1)/bin/python -m pip install -qq --constraint $(2) --no-build-isolation --editable '.[demo]' --group $(3)
+	@touch $(1)/.ready
+endef
+
+$(VENV)/.ready: pyproject.toml $(PINS)
+	$(call make-venv,$(VENV))
+	$(call install,$(VENV),$(PINS),dev)
+
+$(LOWEST)/.ready: pyproject.toml $(LOWEST_PINS)
+	$(call make-venv,$(LOWEST))
+	$(call install,$(LOWEST),$(LOWEST_PINS),test)
