@@ -93,6 +93,11 @@ class Sink:
         self.registries = {}
         self._task_sink = task_sink
 
+    @property
+    def captured(self) -> bool:
+        """Whether the call was made in a task whose output is captured."""
+        return self._task_sink is not None
+
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function as if in the caller's context, in the current thread."""
         # A copy, since a context can be entered only once at a time.

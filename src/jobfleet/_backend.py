@@ -1,0 +1,245 @@
+"""The joblib backend: translates between joblib and a call, decides nothing."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+from uuid import uuid4
+
+import cloudpickle
+from joblib.disk import memstr_to_bytes
+
+from ._call.call import CallSetup, Outputs, ParallelCall
+from ._call.chunking import BUDGET_S
+from ._call.state import CallLimits
+from ._compat import FallbackToBackend, ParallelBackendBase, batch_calls, follows_n_jobs
+from ._data.scatter import ScatteredObject, scattered_objects
+from ._engine import forks  # noqa: F401  # must see a fork that happens before the first call
+from ._engine.base import Engine, Slots
+from ._engine.local import LocalEngine
+from ._filters import encode_filters
+from ._sink import current_sink
+from ._wire import CallSpec, process_token
+from .errors import NestingError, OptionTypeError, OptionValueError
+from .options import Options
+
+
+class JobfleetBackend(ParallelBackendBase):
+    """Run joblib's tasks on a Dask cluster.
+
+    joblib makes one instance for a ``with parallel_config("dask", ...)`` block, and may use it for several
+    `Parallel` objects at once. Each of these is therefore given a copy of its own, by the same means
+    with which a backend tells joblib to fall back to another.
+
+    Parameters
+    ----------
+    nesting_level, inner_max_num_threads
+        As joblib gives them.
+    **options
+        See `jobfleet.options.Options`.
+    """
+
+    default_n_jobs = -1
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+    supports_sharedmem = False
+    uses_threads = False
+
+    was_used: bool
+    """Whether a `Parallel` call was made with it."""
+
+    def __init__(
+        self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self._options = Options.from_keywords(options)
+        self._engine: Engine | None = None
+        self._scattered: list[ScatteredObject] | None = None
+        self.was_used = False
+        self.parallel: Any = None
+        self._template: JobfleetBackend = self
+        self._slots = Slots(0, 0)
+        self._max_nbytes: int | None = None
+        self._call: ParallelCall | None = None
+
+    def __reduce__(self) -> Any:
+        """Travel as a fresh backend: clients and options belong to the process they were given in."""
+        return JobfleetBackend, ()
+
+    # What joblib asks before a call
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Give how many tasks joblib should count on running at once.
+
+        At least 2 unless `n_jobs` is 1: at 1 joblib would run the tasks in the client.
+        """
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs == 1:
+            return 1
+        self._slots = self._engine_in_use().slots(self._options)
+        if not self._slots.total:
+            return 0
+        if n_jobs is not None and n_jobs > 0:
+            return n_jobs
+        return max(2, self._slots.total + 1 + (-1 if n_jobs is None else n_jobs))
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Any = None,
+        prefer: str | None = None,
+        require: str | None = None,
+        verbose: int = 0,
+        max_nbytes: int | str | None = "1M",
+        mmap_mode: str | None = "r",
+        **options: Any,
+    ) -> int:
+        """Prepare for the calls of one `Parallel` object."""
+        if self.parallel is not parallel:
+            raise FallbackToBackend(self._for(parallel, options))
+        self._template.was_used = True
+        if isinstance(max_nbytes, str):
+            max_nbytes = memstr_to_bytes(max_nbytes)
+        # Only mode "r" promises that tasks share what they get; all others mean an own copy.
+        self._max_nbytes = max_nbytes if mmap_mode == "r" else None
+        return self.effective_n_jobs(n_jobs)
+
+    def _for(self, parallel: Any, options: dict[str, Any]) -> JobfleetBackend:
+        copy = JobfleetBackend(self.nesting_level, self.inner_max_num_threads)
+        copy._options = self._options.merged(options)
+        copy._template = self._template if not options else copy
+        copy._engine = self._template._engine
+        copy.parallel = parallel
+        return copy
+
+    def _engine_in_use(self) -> Engine:
+        template = self._template
+        if template._engine is None:
+            template._engine = _make_engine(template._options)
+        engine = template._engine
+        if engine.depth >= self._options.max_nesting_depth:
+            raise NestingError(
+                f"Parallel calls are nested {engine.depth} deep: does a function call itself through Parallel "
+                'without end? If not, allow more: parallel_config("dask", max_nesting_depth=...)'
+            )
+        return engine
+
+    def _sent_ahead(self) -> list[ScatteredObject]:
+        """Give the objects of `scatter`, encoded anew where they have changed since the last call."""
+        if self._scattered is None:
+            self._scattered = scattered_objects(self._options.scatter)
+        else:
+            self._scattered = [one.refreshed() for one in self._scattered]
+        return self._scattered
+
+    # One call
+
+    def start_call(self) -> None:
+        """Begin a call."""
+        engine = self._engine_in_use()
+        options = self._options
+        sink = current_sink()
+        fixed_batches = self.parallel.batch_size != "auto"
+        spec = CallSpec(
+            call_id=uuid4().hex,
+            depth=engine.depth,
+            origin=process_token(),
+            capture=sink.captured,
+            filters=encode_filters(),
+            inner_max_num_threads=self.inner_max_num_threads,
+            host_slots=self._slots.per_host,
+            initializer=_pickled_initializer(options),
+            nested=options.inherited(),
+            budget_s=None if fixed_batches else BUDGET_S,
+        )
+        limits = CallLimits(
+            n_jobs=self.parallel.n_jobs,
+            fixed_batches=fixed_batches,
+            streamed=self.parallel.return_generator,
+            ordered=self.parallel.return_ordered,
+            retries=options.retries,
+            follows_slots=follows_n_jobs(self.parallel),
+            no_workers_timeout_s=options.wait_for_workers_timeout,
+        )
+        self._call = ParallelCall(
+            CallSetup(
+                parallel=self.parallel,
+                session=engine.open(options),
+                spec=spec.to_bytes(),
+                limits=limits,
+                slots=self._slots.total,
+                max_nbytes=self._max_nbytes,
+                scattered=self._template._sent_ahead(),
+                sink=sink,
+            )
+        )
+        self._call.start()
+
+    def compute_batch_size(self) -> int:
+        """Answer how many tasks joblib's next batch should have."""
+        return 1 if self._call is None else self._call.batch_size()
+
+    def submit(self, func: Any, callback: Any = None) -> None:
+        """Take a batch from joblib."""
+        if self._call is not None:
+            self._call.submit(batch_calls(func), callback)
+
+    def retrieve_result_callback(self, out: Outputs) -> Any:
+        """Give joblib the results of a batch, or raise its error."""
+        return out.get()
+
+    def retrieval_context(self) -> AbstractContextManager[None]:
+        """Let other tasks have this thread's slot while it waits, in a task that makes a call."""
+        return self._engine_in_use().waiting()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """Give up the tasks that are queued or run."""
+        if self._call is not None:
+            self._call.abort()
+
+    def stop_call(self) -> None:
+        """End the call."""
+        if self._call is not None:
+            self._call.finish()
+            self._call = None
+
+    def get_nested_backend(self) -> tuple[JobfleetBackend, int]:
+        """Name a backend for inner calls; the worker in fact makes one of its own."""
+        return self, -1
+
+
+def nested_backend(spec: CallSpec, engine: Engine) -> JobfleetBackend:
+    """Make the backend of calls that the tasks of a call make."""
+    # Levels start afresh in a task, as with joblib's own Dask backend: threads may be used below it.
+    backend = JobfleetBackend(nesting_level=0, **dict(spec.nested))
+    backend.inner_max_num_threads = spec.inner_max_num_threads
+    backend._engine = engine
+    return backend
+
+
+def _make_engine(options: Options) -> Engine:
+    if options.engine is None:
+        # Importing distributed takes longer than all the rest; `import jobfleet` must be quick.
+        from ._engine.connect import find_client
+        from ._engine.dask import DaskEngine
+
+        return DaskEngine(find_client)
+    if options.engine == "local":
+        return LocalEngine(nested_backend)
+    if isinstance(options.engine, str) or not hasattr(options.engine, "open"):
+        raise OptionValueError(f'engine must be "local" or an engine object, got {options.engine!r}')
+    engine: Engine = options.engine
+    return engine
+
+
+def _pickled_initializer(options: Options) -> bytes | None:
+    if options.initializer is None:
+        return None
+    try:
+        data: bytes = cloudpickle.dumps((options.initializer, options.initargs), protocol=5)
+    except Exception as error:  # user code ran; say which option it was
+        raise OptionTypeError(
+            f"initializer or initargs cannot be sent to the workers: {type(error).__name__}: {error}"
+        ) from error
+    return data

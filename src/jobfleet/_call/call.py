@@ -1,0 +1,308 @@
+"""The thread that carries one `Parallel` call through: it asks the state machine and acts."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _wire as wire
+from .._compat import dispatch_more, fail_call
+from .._data.buffers import BlobTable
+from .._data.encode import EncodedTask, Encoder, unpicklable_part
+from .._data.packing import pack
+from .._data.scatter import ScatteredObject
+from .._engine.base import Lost, Outcome, Session, Slots
+from .._observe.output import emit
+from .._sink import Sink
+from .._wire import Reply, TaskFailure
+from .describe import Call, label, loss_error, not_readable, not_sendable, task_error
+from .state import (
+    AskForMore,
+    BatchArrived,
+    BatchConsumed,
+    CallLimits,
+    CallState,
+    ChunkLost,
+    ChunkReplied,
+    Command,
+    Deliver,
+    Event,
+    Forget,
+    Send,
+    SlotsChanged,
+)
+
+logger = logging.getLogger(__name__)
+
+#: How often an idle driver checks that its engine still lives.
+_IDLE_S = 5.0
+
+#: How long the end of a call waits for its thread.
+_JOIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallSetup:
+    """Gather what a call is made of."""
+
+    parallel: Any
+    """The `joblib.Parallel`."""
+    session: Session
+    spec: bytes
+    """A `CallSpec`."""
+    limits: CallLimits
+    slots: int
+    max_nbytes: int | None
+    scattered: list[ScatteredObject]
+    sink: Sink
+
+
+class Outputs:
+    """Hand a batch's outcome to joblib, and tell when its results have been taken.
+
+    joblib iterates over what it is given, in the thread of whoever wants the results.
+    """
+
+    __slots__ = ("_consumed", "_error", "_results")
+
+    def __init__(self, results: list[Any], error: BaseException | None, consumed: Callable[[], None] | None) -> None:
+        self._results = results
+        self._error = error
+        self._consumed = consumed
+
+    def get(self) -> Any:
+        """Give the results, or raise the error."""
+        if self._error is not None:
+            raise self._error
+        return self._results if self._consumed is None else self
+
+    def __iter__(self) -> Iterator[Any]:
+        # Each result is let go as it is taken: a batch of large ones must not stay whole.
+        self._results.reverse()
+        while self._results:
+            yield self._results.pop()
+        if self._consumed is not None:
+            self._consumed()
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    calls: list[Call]
+    encoded: list[EncodedTask]
+    error: BaseException | None
+    callback: Callable[[Outputs], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    chunk: int
+    outcome: Outcome
+
+
+class ParallelCall:
+    """Run one `Parallel` call on an engine.
+
+    Notes
+    -----
+    `submit` and `batch_size` are called with joblib's lock held and return at once; `abort` and
+    `finish` may be called from any thread, also by the garbage collector. All else happens in the
+    driver's own thread: it packs, unpickles results, emits output, and calls joblib back, which runs
+    the user's generator of tasks there.
+    """
+
+    def __init__(self, setup: CallSetup) -> None:
+        self._setup = setup
+        self._session = setup.session
+        self._blobs = BlobTable(lambda blob: self._session.drop(blob.digest))
+        self._encoder = Encoder(self._blobs, setup.scattered, setup.max_nbytes)
+        self._state = CallState(setup.limits, setup.slots)
+        self._tasks: dict[int, tuple[Call, EncodedTask]] = {}
+        self._sent: dict[int, tuple[int, ...]] = {}
+        self._callbacks: list[Callable[[Outputs], None] | None] = []
+        self._n_submitted = 0
+        self._n_arrived = 0
+        self._ended = False
+        # Its `put` is safe to call from a finalizer, unlike that of a queue with a lock.
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        context = setup.sink.context.copy()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="jobfleet-driver", daemon=True)
+
+    def start(self) -> None:
+        """Start the driver."""
+        self._session.watch_slots(lambda slots: self._inbox.put(slots))
+        self._thread.start()
+
+    def batch_size(self) -> int:
+        """Answer joblib how many tasks its next batch should have."""
+        return self._state.sizer.size
+
+    def submit(self, calls: list[Call], callback: Callable[[Outputs], None]) -> None:
+        """Take a batch from joblib; never blocks, never raises for a task's fault.
+
+        The calls are pickled here, before the user's generator goes on and may change them.
+        """
+        encoded: list[EncodedTask] = []
+        error: BaseException | None = None
+        for i, call in enumerate(calls):
+            try:
+                encoded.append(self._encoder.encode(*call))
+            except Exception as reason:  # user code ran: it becomes the batch's outcome
+                error = not_sendable(reason, unpicklable_part(*call), self._n_submitted + i, call)
+                error.__cause__ = reason
+                break
+        self._n_submitted += len(calls)
+        self._inbox.put(_Arrived(calls, encoded, error, callback))
+
+    def abort(self) -> None:
+        """Give up all that is queued or runs; returns at once."""
+        self._end(cancel=True)
+
+    def finish(self) -> None:
+        """End the call and its thread."""
+        self._end(cancel=True)
+        if self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_S)
+
+    def _end(self, *, cancel: bool) -> None:
+        self._ended = True
+        self._session.close(cancel=cancel)
+        self._inbox.put(None)
+
+    # In the driver's thread
+
+    def _run(self) -> None:
+        try:
+            while not self._ended:
+                try:
+                    message = self._inbox.get(timeout=_IDLE_S)
+                except queue.Empty:
+                    self._check_engine()
+                else:
+                    self._receive(message)
+        except BaseException as error:  # a fault of ours, or of the user's iterable: joblib must hear of it
+            logger.debug("the call ends with an error", exc_info=True)
+            if not self._ended:
+                fail_call(self._setup.parallel, error)
+        finally:
+            self._tasks.clear()
+            self._blobs.clear()
+
+    def _check_engine(self) -> None:
+        lost = self._session.lost()
+        if lost is not None:
+            for chunk in list(self._sent):
+                self._receive(_Finished(chunk, lost))
+
+    def _receive(self, message: Any) -> None:
+        match message:
+            case _Arrived():
+                self._arrived(message)
+            case _Finished():
+                self._finished(message)
+            case Slots():
+                self._handle(SlotsChanged(message.total))
+            case BatchConsumed():
+                self._handle(message)
+
+    def _handle(self, event: Event) -> None:
+        for command in self._state.handle(event, time.monotonic()):
+            if self._ended:
+                return
+            self._act(command)
+
+    def _act(self, command: Command) -> None:
+        match command:
+            case Send():
+                self._send(command)
+            case Forget():
+                for task in command.tasks:
+                    self._encoder.release(self._tasks.pop(task)[1])
+            case Deliver():
+                self._deliver(command)
+            case AskForMore():
+                dispatch_more(self._setup.parallel, command.batches)
+
+    def _arrived(self, message: _Arrived) -> None:
+        self._callbacks.append(message.callback)
+        start = self._n_arrived
+        self._n_arrived += len(message.calls)
+        if message.error is None:
+            pairs = zip(message.calls, message.encoded, strict=True)
+            self._tasks.update(enumerate(pairs, start))
+        else:
+            for task in message.encoded:
+                self._encoder.release(task)
+        self._handle(BatchArrived(len(message.calls), message.error))
+
+    def _send(self, command: Send) -> None:
+        pairs = [self._tasks[task] for task in command.tasks]
+        chunk = pack([encoded for _, encoded in pairs], self._setup.spec, self._setup.max_nbytes)
+        self._sent[command.chunk] = command.tasks
+        inbox = self._inbox
+        self._session.submit(
+            chunk, label([call for call, _ in pairs]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
+        )
+
+    def _finished(self, message: _Finished) -> None:
+        tasks = self._sent.pop(message.chunk, None)
+        if tasks is None:
+            return
+        if isinstance(message.outcome, Lost):
+            error = loss_error(message.outcome, tasks[0], self._tasks[tasks[0]][0])
+            self._handle(ChunkLost(message.chunk, message.outcome.kind, error))
+            return
+        reply = Reply.from_bytes(bytes(message.outcome[0]))
+        results, error = self._results(reply, message.outcome[1:], tasks)
+        self._handle(ChunkReplied(message.chunk, results, error, reply.seconds, reply.nested))
+
+    def _results(
+        self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]
+    ) -> tuple[list[Any], BaseException | None]:
+        """Unpickle the results, and emit what was printed; gives the first failure after them."""
+        results: list[Any] = []
+        used = 0
+        for kind, *fields in reply.results:
+            if kind == wire.MANY:
+                results.extend(pickle.loads(fields[1]))
+                continue
+            data, n_buffers = fields
+            try:
+                results.append(pickle.loads(data, buffers=[_writable(b) for b in buffers[used : used + n_buffers]]))
+            except Exception as reason:  # user code ran: the result does not unpickle
+                task = tasks[len(results)]
+                return results, not_readable(reason, task, self._tasks[task][0], reply.worker)
+            used += n_buffers
+        error: BaseException | None = None
+        if reply.failure is not None:
+            task = tasks[len(results)]
+            error = task_error(TaskFailure(*reply.failure), task, self._tasks[task][0], reply.worker)
+        for position, events in reply.events:
+            try:
+                emit(events, self._setup.sink)
+            except Warning as warning:
+                # The caller's filters make it an error, as they would have in the task.
+                return results[:position], warning
+        return results, error
+
+    def _deliver(self, command: Deliver) -> None:
+        callback = self._callbacks[command.batch]
+        self._callbacks[command.batch] = None
+        if callback is None:
+            return
+        consumed = None
+        if self._setup.limits.streamed:
+            event = BatchConsumed(command.batch)
+            consumed = lambda: self._inbox.put(event)  # noqa: E731  # a closure over this batch's event
+        callback(Outputs(command.results, command.error, consumed))
+
+
+def _writable(buffer: Any) -> Any:
+    """Give a buffer that the result may own: what comes from the network may be read-only."""
+    return bytearray(buffer) if memoryview(buffer).readonly else buffer
+

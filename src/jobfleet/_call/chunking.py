@@ -1,0 +1,47 @@
+"""How many tasks make a chunk: a pure policy over measured durations."""
+
+from __future__ import annotations
+
+#: A chunk of this duration hides what it costs to send one (about 10 ms, over the whole system).
+TARGET_S = 0.2
+
+#: A chunk may run this long before the worker returns what it has, however wrong the estimate was.
+BUDGET_S = 2 * TARGET_S
+
+#: Chunks longer than this are not queued behind one another on a worker.
+LONG_S = 1.0
+
+_MAX_GROWTH = 8
+_MAX_SIZE = 10_000
+_MIN_TASK_S = 1e-6
+
+
+class ChunkSizer:
+    """Choose the size of chunks, and of joblib's batches, from the time tasks take on the worker.
+
+    The size starts at 1 and grows by a bounded factor, so that a few short tasks at the
+    beginning do not commit many long ones to one chunk.
+    """
+
+    size: int
+    mean_s: float | None
+    """Mean duration of a task, recent chunks counting more; None before any has run."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.mean_s = None
+
+    def observe(self, n_tasks: int, seconds: float) -> None:
+        """Take note of a chunk that ran."""
+        if not n_tasks:
+            return
+        mean_s = max(seconds / n_tasks, _MIN_TASK_S)
+        self.mean_s = mean_s if self.mean_s is None else (self.mean_s + mean_s) / 2
+        ideal = int(TARGET_S / self.mean_s)
+        self.size = max(1, min(ideal, self.size * _MAX_GROWTH, _MAX_SIZE))
+
+    def chunks_per_slot(self) -> int:
+        """Give how many chunks a slot has: one runs, and one waits if chunks are known to be short."""
+        if self.mean_s is None or self.mean_s * self.size > LONG_S:
+            return 1
+        return 2

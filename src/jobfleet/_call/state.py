@@ -1,0 +1,382 @@
+"""One `Parallel` call as a state machine: events in, commands out, no I/O.
+
+Tasks are known by their index in the call. What the machine is told and what it asks for are
+the dataclasses below; the driver does the asking and the telling.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._engine.base import LostKind
+from .chunking import ChunkSizer
+from .recovery import after_loss, no_workers_left
+
+
+@dataclass(frozen=True, slots=True)
+class BatchArrived:
+    """joblib has submitted a batch."""
+
+    size: int
+    """Number of its tasks; their indices follow those of the batch before."""
+    error: BaseException | None = None
+    """Why it cannot be sent at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReplied:
+    """A worker has answered."""
+
+    chunk: int
+    results: Sequence[Any]
+    """Of the chunk's first tasks."""
+    error: BaseException | None
+    """What the task after those raised; the rest did not run."""
+    seconds: float
+    nested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLost:
+    """A chunk came to no reply."""
+
+    chunk: int
+    kind: LostKind
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsChanged:
+    """The engine has another number of slots."""
+
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchConsumed:
+    """The user's code has taken all results of a batch."""
+
+    batch: int
+
+
+Event = BatchArrived | ChunkReplied | ChunkLost | SlotsChanged | BatchConsumed
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these tasks as one chunk."""
+
+    chunk: int
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """These tasks will not be sent again."""
+
+    tasks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Give a batch's outcome to joblib."""
+
+    batch: int
+    results: list[Any]
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskForMore:
+    """Have joblib dispatch this many more batches."""
+
+    batches: int
+
+
+Command = Send | Forget | Deliver | AskForMore
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """What the user has set for the call."""
+
+    n_jobs: int
+    """As joblib means it: -1 all slots, -2 all but one, k at most k tasks at once."""
+    fixed_batches: bool
+    """`batch_size` is the user's: a chunk is one of joblib's batches, neither more nor less."""
+    streamed: bool
+    """Results are taken while the call runs; look-ahead past what was taken is bounded."""
+    ordered: bool
+    retries: int
+    follows_slots: bool
+    """`pre_dispatch` depends on the number of slots."""
+    no_workers_timeout_s: float
+    """How long the call goes on when no worker is left."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    start: int
+    size: int
+    missing: int
+    results: list[Any]
+    error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Chunk:
+    tasks: tuple[int, ...]
+    losses: int = 0
+
+
+@dataclass(slots=True)
+class _Queued:
+    """A stretch of tasks that wait to be sent."""
+
+    tasks: deque[int]
+    alone: bool = False
+    """Each of them is a chunk."""
+    losses: int = 0
+    """How often the chunk they were in was lost."""
+
+
+@dataclass(slots=True)
+class CallState:
+    """Decide what happens to the tasks of one call.
+
+    Parameters
+    ----------
+    limits
+        What the user has set.
+    slots
+        The engine's slots at the start.
+
+    Notes
+    -----
+    Not thread-safe: the driver's thread owns it.
+    """
+
+    limits: CallLimits
+    slots: int
+    sizer: ChunkSizer = field(default_factory=ChunkSizer)
+    _nested: bool = False
+    _queue: deque[_Queued] = field(default_factory=deque)
+    _batches: list[_Batch | None] = field(default_factory=list)
+    _batch_of: dict[int, int] = field(default_factory=dict)
+    _n_tasks: int = 0
+    _chunks: dict[int, _Chunk] = field(default_factory=dict)
+    _next_chunk: int = 0
+    _tries: dict[int, int] = field(default_factory=dict)
+    _complete: dict[int, None] = field(default_factory=dict)
+    """Batches whose outcome is known and not delivered, in order of completion."""
+    _first_undelivered: int = 0
+    _empty_since_s: float | None = None
+    _unconsumed: set[int] = field(default_factory=set)
+    """Batches that were delivered and whose results were not all taken."""
+
+    def handle(self, event: Event, now_s: float) -> list[Command]:
+        """Take an event, give what must be done.
+
+        Parameters
+        ----------
+        event
+            What has happened.
+        now_s
+            Monotonic time.
+        """
+        commands: list[Command] = []
+        match event:
+            case BatchArrived():
+                self._arrived(event)
+            case ChunkReplied():
+                self._replied(event, commands)
+            case ChunkLost():
+                self._lost(event, commands)
+            case SlotsChanged():
+                self._slots_changed(event, now_s, commands)
+            case BatchConsumed():
+                self._unconsumed.discard(event.batch)
+        self._deliver(commands)
+        self._send(commands)
+        return commands
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether tasks wait or run."""
+        return bool(self._queue or self._chunks)
+
+    def fail(self, error: BaseException) -> list[Command]:
+        """End the call with `error`, which belongs to no task: the first batch that is due gets it."""
+        self._queue.clear()
+        self._chunks.clear()
+        for i in range(self._first_undelivered, len(self._batches)):
+            batch = self._batches[i]
+            if batch is not None and i not in self._complete:
+                return [self._delivery(i, batch, error)]
+        return []
+
+    # Events
+
+    def _arrived(self, event: BatchArrived) -> None:
+        start, number = self._n_tasks, len(self._batches)
+        self._n_tasks += event.size
+        batch = _Batch(start, event.size, event.size, [None] * event.size, event.error)
+        self._batches.append(batch)
+        if event.error is not None:
+            self._complete[number] = None
+            return
+        tasks = range(start, start + event.size)
+        self._batch_of.update(dict.fromkeys(tasks, number))
+        if self.limits.fixed_batches or not self._queue or self._queue[-1].alone or self._queue[-1].losses:
+            self._queue.append(_Queued(deque(tasks)))
+        else:
+            self._queue[-1].tasks.extend(tasks)
+
+    def _replied(self, event: ChunkReplied, commands: list[Command]) -> None:
+        chunk = self._chunks.pop(event.chunk, None)
+        if chunk is None:
+            return  # a second reply: the first one counted
+        self._nested |= event.nested
+        n_done = len(event.results)
+        self.sizer.observe(n_done, event.seconds)
+        for task, result in zip(chunk.tasks, event.results, strict=False):
+            self._finish(task, result)
+        commands.append(Forget(chunk.tasks[:n_done]))
+        left = chunk.tasks[n_done:]
+        if event.error is not None:
+            failed, left = left[0], left[1:]
+            self._raised(failed, event.error, commands)
+        self._requeue(left)
+
+    def _raised(self, task: int, error: BaseException, commands: list[Command]) -> None:
+        tries = self._tries[task] = self._tries.get(task, 0) + 1
+        if tries <= self.limits.retries:
+            self._requeue((task,), alone=True)
+            return
+        commands.append(Forget((task,)))
+        self._fail_batch(self._batch_of[task], error)
+
+    def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
+        chunk = self._chunks.pop(event.chunk, None)
+        if chunk is None:
+            return
+        losses = chunk.losses + 1
+        decision = after_loss(event.kind, losses, len(chunk.tasks))
+        if decision is not None:
+            self._requeue(chunk.tasks, alone=decision.alone, losses=losses if not decision.alone else 0)
+        else:
+            commands.append(Forget(chunk.tasks))
+            self._fail_batch(self._batch_of[chunk.tasks[0]], event.error)
+
+    def _slots_changed(self, event: SlotsChanged, now_s: float, commands: list[Command]) -> None:
+        if event.total:
+            self._empty_since_s = None
+        elif self._empty_since_s is None:
+            self._empty_since_s = now_s
+        elif now_s - self._empty_since_s > self.limits.no_workers_timeout_s and self.unfinished:
+            commands += self.fail(no_workers_left(self.limits.no_workers_timeout_s))
+            return
+        joined = self._concurrency(event.total) - self._concurrency(self.slots)
+        self.slots = event.total
+        if joined > 0 and self.limits.follows_slots:
+            # joblib has worked out pre_dispatch for the slots at the start: 2 batches a slot.
+            commands.append(AskForMore(2 * joined))
+
+    # Batches
+
+    def _finish(self, task: int, result: Any) -> None:
+        number = self._batch_of.pop(task)
+        batch = self._batches[number]
+        if batch is None:
+            return  # it has failed already
+        batch.results[task - batch.start] = result
+        batch.missing -= 1
+        if not batch.missing:
+            self._complete[number] = None
+
+    def _fail_batch(self, number: int, error: BaseException) -> None:
+        batch = self._batches[number]
+        if batch is not None and batch.error is None:
+            batch.error = error
+            self._complete[number] = None
+
+    def _deliver(self, commands: list[Command]) -> None:
+        """Deliver what is complete, failures first, the earliest first; hold back results nobody takes."""
+        failed = [n for n in sorted(self._complete) if self._error(n) is not None]
+        for number in failed:
+            commands.append(self._pop(number))
+        for number in list(self._complete) if not self.limits.ordered else sorted(self._complete):
+            if self._may_deliver(number):
+                commands.append(self._pop(number))
+
+    def _error(self, number: int) -> BaseException | None:
+        batch = self._batches[number]
+        return None if batch is None else batch.error
+
+    def _may_deliver(self, number: int) -> bool:
+        if not self.limits.streamed or len(self._unconsumed) < self._lookahead():
+            return True
+        # The consumer has taken everything before this batch and waits for it, whatever lies ready after it.
+        waited_for = number == self._first_undelivered and min(self._unconsumed) > number
+        return self.limits.ordered and waited_for
+
+    def _lookahead(self) -> int:
+        """Give how many batches of results may wait for the consumer."""
+        return 2 * self._concurrency(self.slots)
+
+    def _pop(self, number: int) -> Deliver:
+        batch = self._batches[number]
+        assert batch is not None  # only complete batches get here, once
+        if self.limits.streamed:
+            self._unconsumed.add(number)
+        return self._delivery(number, batch, batch.error)
+
+    def _delivery(self, number: int, batch: _Batch, error: BaseException | None) -> Deliver:
+        self._complete.pop(number, None)
+        self._batches[number] = None
+        while self._first_undelivered < len(self._batches) and self._batches[self._first_undelivered] is None:
+            self._first_undelivered += 1
+        return Deliver(number, batch.results, error)
+
+    # Chunks
+
+    def _requeue(self, tasks: Sequence[int], alone: bool = False, losses: int = 0) -> None:
+        live = deque(t for t in tasks if self._batches[self._batch_of[t]] is not None)
+        if live:
+            self._queue.appendleft(_Queued(live, alone, losses))
+
+    def _concurrency(self, slots: int) -> int:
+        """Give how many tasks may run at once."""
+        n_jobs = self.limits.n_jobs
+        return min(n_jobs, slots) if n_jobs > 0 else max(1, slots + 1 + n_jobs)
+
+    def _max_chunks(self) -> int:
+        concurrency = self._concurrency(self.slots)
+        if concurrency < self.slots or self._nested:
+            # A waiting chunk would run on a slot that is not ours to use, or, while a task
+            # waits for its inner ones, start more outer tasks than there are slots.
+            return concurrency
+        return concurrency * self.sizer.chunks_per_slot()
+
+    def _send(self, commands: list[Command]) -> None:
+        while self._queue and len(self._chunks) < self._max_chunks():
+            tasks, losses = self._cut()
+            number, self._next_chunk = self._next_chunk, self._next_chunk + 1
+            self._chunks[number] = _Chunk(tasks, losses)
+            commands.append(Send(number, tasks))
+
+    def _cut(self) -> tuple[tuple[int, ...], int]:
+        head = self._queue[0]
+        if head.alone:
+            size = 1
+        elif self.limits.fixed_batches:
+            size = len(head.tasks)
+        else:
+            size = min(self.sizer.size, len(head.tasks))
+        tasks = tuple(head.tasks.popleft() for _ in range(size))
+        if not head.tasks:
+            self._queue.popleft()
+        return tasks, head.losses

@@ -1,0 +1,76 @@
+"""Every name of joblib that is private, or differs between its versions.
+
+`tests/unit/test_compat.py` has a test for each that fails when it moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import joblib.parallel
+from joblib._parallel_backends import FallbackToBackend
+from joblib.parallel import BatchCompletionCallBack, Parallel, ParallelBackendBase, parallel_config
+
+__all__ = [
+    "FallbackToBackend",
+    "ParallelBackendBase",
+    "backend_for_tasks",
+    "batch_calls",
+    "dispatch_more",
+    "fail_call",
+    "follows_n_jobs",
+    "parallel_of",
+]
+
+
+def batch_calls(batch: Any) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Give the calls of what joblib hands to `submit`."""
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = batch.items
+    return calls
+
+
+def follows_n_jobs(parallel: Parallel) -> bool:
+    """Whether the number of tasks dispatched ahead depends on the number of slots."""
+    return isinstance(parallel.pre_dispatch, str) and "n_jobs" in parallel.pre_dispatch
+
+
+def dispatch_more(parallel: Parallel, batches: int) -> None:
+    """Have joblib dispatch more batches than it would by itself."""
+    for _ in range(batches):
+        with parallel._lock:
+            if parallel._aborting or parallel._original_iterator is None:
+                return
+            parallel.dispatch_next()
+
+
+def fail_call(parallel: Parallel, error: BaseException) -> None:
+    """End a running call with an error that belongs to none of its batches.
+
+    It is what joblib does itself when the user's iterable raises.
+    """
+    tracker = BatchCompletionCallBack(0, 1, parallel)
+    parallel._register_new_job(tracker)
+    tracker._register_outcome({"result": error, "status": joblib.parallel.TASK_ERROR})
+
+
+class backend_for_tasks:
+    """Make a backend the active one of this thread; `renew` undoes what a task has changed.
+
+    joblib's own context manager sets the same thread-local value.
+    """
+
+    def __init__(self, backend: ParallelBackendBase) -> None:
+        self._backend = backend
+
+    def __enter__(self) -> backend_for_tasks:
+        self._config = parallel_config(backend=self._backend, n_jobs=-1)
+        self._active = joblib.parallel._backend.config
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._config.unregister()
+
+    def renew(self) -> None:
+        """Make the backend active again, whatever a task has left behind."""
+        joblib.parallel._backend.config = self._active

@@ -1,0 +1,95 @@
+"""What runs chunks: the few things a `Parallel` call needs from a cluster."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .._data.packing import PackedChunk
+from ..options import Options
+
+
+class LostKind(enum.Enum):
+    """Why a chunk came to no reply; the one vocabulary for faults of the engine."""
+
+    WORKER = "the worker died"
+    DATA = "data of the chunk were lost"
+    SCHEDULER = "the connection to the scheduler was lost"
+    ENGINE = "the engine failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Say that a chunk came to no reply."""
+
+    kind: LostKind
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Say how many tasks the engine runs at once."""
+
+    total: int
+    per_host: int
+    """On the host that has most."""
+
+
+#: A `Reply` as bytes followed by its buffers, or `Lost`.
+Outcome = list[Any] | Lost
+
+
+class Session(Protocol):
+    """One call's use of an engine. Any thread may call any method."""
+
+    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+        """Run a chunk; returns at once.
+
+        Parameters
+        ----------
+        chunk
+            What to run.
+        label
+            Name of it for people, on the dashboard.
+        done
+            Called once with the outcome, on a thread of the engine, unless the session is closed before.
+        """
+
+    def drop(self, digest: bytes) -> None:
+        """Say that a placed buffer is not needed any more."""
+
+    def watch_slots(self, changed: Callable[[Slots], None]) -> None:
+        """Have `changed` called, on a thread of the engine, with the slots from time to time."""
+
+    def lost(self) -> Lost | None:
+        """Say whether the engine has come to an end by itself."""
+
+    def close(self, *, cancel: bool) -> None:
+        """End the use; with `cancel` nothing that is queued starts any more. Returns at once."""
+
+
+class Engine(Protocol):
+    """Something that runs chunks."""
+
+    depth: int
+    """Nesting depth of the tasks it is given: 0 outside of any task."""
+
+    def slots(self, options: Options) -> Slots:
+        """Give the slots, waiting for a first one.
+
+        Raises
+        ------
+        NoWorkersError
+            None came within ``options.wait_for_workers_timeout``.
+        ClientStateError
+            The client is closed or asynchronous.
+        """
+
+    def open(self, options: Options) -> Session:
+        """Begin a call."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Let other tasks have this thread's slot, if it has one, while it waits for results."""

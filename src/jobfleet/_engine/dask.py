@@ -1,0 +1,295 @@
+"""Chunks as tasks of a Dask cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import distributed
+import numpy as np
+from distributed.comm.addressing import get_address_host
+from distributed.comm.core import CommClosedError
+from distributed.utils import thread_state
+
+from .._data.buffers import Blob
+from .._data.packing import PackedChunk
+from .._ship import NEED_CODE, bootstrap, package_code
+from ..errors import NoWorkersError
+from ..options import Options
+from .base import Lost, LostKind, Outcome, Slots
+from .connect import usable_client
+
+#: A chunk larger than this does not travel inside the task graph, which the scheduler keeps.
+_MAX_GRAPH_NBYTES = 2**20
+
+#: How often a running call asks the scheduler for its workers.
+_WATCH_INTERVAL_S = 1.0
+
+
+#: Buffers on the cluster, or on their way to it, by content.
+_Placing = dict[bytes, asyncio.Task[distributed.Future]]
+
+
+class DaskEngine:
+    """Run chunks on a Dask cluster.
+
+    Parameters
+    ----------
+    find_client
+        Gives the client to use; called when a call begins, never before.
+    depth
+        Nesting depth of the tasks it will be given. Inner work of a task that has started goes before
+        outer work that has not: tasks of depth d have Dask's priority raised by d.
+    """
+
+    def __init__(self, find_client: Callable[[Options], distributed.Client], depth: int = 0) -> None:
+        self._find_client = find_client
+        self.depth = depth
+        self._pinned: weakref.WeakKeyDictionary[distributed.Client, _Placing] = weakref.WeakKeyDictionary()
+
+    def slots(self, options: Options) -> Slots:
+        """Give the slots, waiting for a first one."""
+        client = usable_client(self._find_client(options))
+        slots: Slots = client.sync(_wait_for_slots, client, options)
+        return slots
+
+    def open(self, options: Options) -> DaskSession:
+        """Begin a call."""
+        client = usable_client(self._find_client(options))
+        return DaskSession(client, options, self.depth, self._pinned.setdefault(client, {}))
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Leave the worker's thread pool while a task waits for its inner tasks."""
+        if not hasattr(thread_state, "execution_state"):
+            yield
+            return
+        thread = threading.current_thread()
+        distributed.secede()
+        try:
+            yield
+        finally:
+            # A generator may be finalized by another thread, which has no slot to take back.
+            if threading.current_thread() is thread:
+                distributed.rejoin()
+
+
+async def _slots(client: distributed.Client, options: Options) -> Slots:
+    """Count the tasks that may run at once, where `workers` and `resources` allow them."""
+    if options.resources or (options.workers and not options.allow_other_workers):
+        identity = await client.scheduler.identity()
+        capacity = {
+            address: _capacity(worker, options.resources or {})
+            for address, worker in identity["workers"].items()
+            if _eligible(address, worker, options)
+        }
+    else:
+        capacity = await client.scheduler.ncores()
+    per_host: dict[str, int] = {}
+    for address, n in capacity.items():
+        host = get_address_host(address)
+        per_host[host] = per_host.get(host, 0) + n
+    return Slots(sum(per_host.values()), max(per_host.values(), default=0))
+
+
+def _eligible(address: str, worker: dict[str, Any], options: Options) -> bool:
+    if not options.workers or options.allow_other_workers:
+        return True
+    names = {address, worker.get("name"), str(worker.get("name")), get_address_host(address)}
+    return not names.isdisjoint(options.workers)
+
+
+def _capacity(worker: dict[str, Any], required: Any) -> int:
+    slots: int = worker["nthreads"]
+    for name, amount in required.items():
+        if amount > 0:
+            slots = min(slots, int(worker["resources"].get(name, 0) // amount))
+    return slots
+
+
+async def _wait_for_slots(client: distributed.Client, options: Options) -> Slots:
+    slots = await _slots(client, options)
+    timeout_s = options.wait_for_workers_timeout
+    if slots.total or not timeout_s:
+        return slots
+    # A task that nobody can run makes an adaptive cluster start workers.
+    probe = client.submit(
+        bool, key=f"jobfleet-wait-for-workers-{uuid4().hex}", pure=False, **options.submit_keywords()
+    )
+    try:
+        await asyncio.wait_for(probe._result(), timeout_s)
+    except asyncio.TimeoutError:
+        raise NoWorkersError(
+            f"JobfleetBackend has no worker after {timeout_s:g} seconds.\n\n"
+            f"The scheduler at {client.scheduler.address} has no worker that may run the tasks"
+            f"{_restrictions(options)}. Make sure that workers are started and can connect to the "
+            "scheduler (its dashboard and the workers' logs tell), or wait longer:\n\n"
+            f'    parallel_config("dask", wait_for_workers_timeout={max(10, 2 * timeout_s):g})'
+        ) from None
+    finally:
+        probe.release()
+    return await _slots(client, options)
+
+
+def _restrictions(options: Options) -> str:
+    keywords = {k: v for k, v in options.submit_keywords().items() if k in ("workers", "resources")}
+    return f" with {', '.join(f'{k}={v}' for k, v in keywords.items())}" if keywords else ""
+
+
+class DaskSession:
+    """One call's tasks on a Dask cluster.
+
+    Notes
+    -----
+    Any thread may call the public methods. The rest runs on the client's event loop, which only moves
+    bytes: user objects are neither pickled nor unpickled there.
+    """
+
+    _closed: bool
+    _futures: set[distributed.Future]
+    _placing: _Placing
+    _pinned: _Placing
+    """Buffers of scattered objects: they outlive the call."""
+    _watcher: asyncio.Task[None] | None
+
+    def __init__(self, client: distributed.Client, options: Options, depth: int, pinned: _Placing) -> None:
+        self._client = client
+        self._pinned = pinned
+        self._options = options
+        keywords = options.submit_keywords()
+        self._keywords = {**keywords, "priority": keywords.get("priority", 0) + depth}
+        self._closed = False
+        self._futures = set()
+        self._placing = {}
+        self._watcher = None
+
+    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+        """Run a chunk; returns at once."""
+        self._on_loop(self._run, chunk, label, done)
+
+    def drop(self, digest: bytes) -> None:
+        """Say that a placed buffer is not needed any more."""
+        self._on_loop(self._drop, digest)
+
+    def watch_slots(self, changed: Callable[[Slots], None]) -> None:
+        """Have `changed` called with the slots every `_WATCH_INTERVAL_S` seconds."""
+        self._on_loop(self._start_watching, changed)
+
+    def lost(self) -> Lost | None:
+        """Say whether the client has been closed."""
+        if self._client.status in ("closed", "closing"):
+            error = RuntimeError(f"the client is {self._client.status}")
+            return Lost(LostKind.SCHEDULER, error)
+        return None
+
+    def close(self, *, cancel: bool) -> None:
+        """End the use; with `cancel` nothing that is queued starts any more."""
+        self._closed = True
+        self._on_loop(self._close, cancel)
+
+    def _on_loop(self, function: Callable[..., Any], *args: Any) -> None:
+        self._client.loop.add_callback(function, *args)
+
+    async def _run(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+        """Bring one chunk to its outcome: `done` is called whatever happens, unless closed."""
+        if self._closed:
+            return
+        outcome: Outcome
+        try:
+            outcome = await self._reply(chunk, label)
+        except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
+            outcome = Lost(self._kind(error, chunk), error)
+        if not self._closed:
+            done(outcome)
+
+    async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
+        placed = await asyncio.gather(*(self._place(blob) for blob in chunk.placed))
+        request, inline = chunk.request, chunk.inline
+        if len(request) + sum(map(len, inline)) > _MAX_GRAPH_NBYTES:
+            request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
+        with_code = self._client not in _equipped
+        for i in range(3):
+            code = package_code()[1] if with_code else None
+            key = f"{label}-{uuid4().hex}"
+            reply = await self._run_task(key, code, request, *placed, *inline)
+            if not (isinstance(reply, str) and reply == NEED_CODE):
+                _equipped.add(self._client)
+                return reply
+            with_code = True
+        raise RuntimeError(f"the worker did not take the code it asked for, {i + 1} times")
+
+    async def _run_task(self, key: str, code: bytes | None, *values: Any) -> Any:
+        keywords = self._keywords if code is None else {**self._keywords, "code": code}
+        future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
+        self._futures.add(future)
+        try:
+            return await future._result()
+        finally:
+            self._futures.discard(future)
+            future.release()
+
+    async def _place(self, blob: Blob) -> distributed.Future:
+        """Store a buffer on the cluster, once however many chunks ask for it."""
+        placing = self._pinned if blob.pinned else self._placing
+        task = placing.get(blob.digest)
+        if task is None:
+            array = np.frombuffer(blob.data, dtype=np.uint8)
+            task = asyncio.ensure_future(self._client.scatter(array, hash=False, asynchronous=True))
+            placing[blob.digest] = task
+        return await asyncio.shield(task)
+
+    def _drop(self, digest: bytes) -> None:
+        self._placing.pop(digest, None)
+
+    def _forget_lost(self, blob: Blob) -> None:
+        """Have a buffer placed again if it is not on the cluster any more."""
+        placing = self._pinned if blob.pinned else self._placing
+        task = placing.get(blob.digest)
+        if task is not None and task.done():
+            failed = task.cancelled() or task.exception() is not None
+            if failed or task.result().status != "finished":
+                del placing[blob.digest]
+
+    def _kind(self, error: BaseException, chunk: PackedChunk) -> LostKind:
+        """Translate what Dask raised: the only place that does."""
+        if isinstance(error, distributed.scheduler.KilledWorker):
+            return LostKind.WORKER
+        if self._client.status != "running" or isinstance(error, (CommClosedError, OSError)):
+            return LostKind.SCHEDULER
+        if isinstance(error, asyncio.CancelledError):
+            # A key went that the chunk depends on: its holder died. Place all again that are not there.
+            for blob in chunk.placed:
+                self._forget_lost(blob)
+            return LostKind.DATA
+        return LostKind.ENGINE
+
+    def _start_watching(self, changed: Callable[[Slots], None]) -> None:
+        self._watcher = asyncio.ensure_future(self._watch(changed))
+
+    async def _watch(self, changed: Callable[[Slots], None]) -> None:
+        while not self._closed:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            try:
+                slots = await _slots(self._client, self._options)
+            except (OSError, CommClosedError):
+                continue  # the chunks in flight report a lost scheduler
+            if not self._closed:
+                changed(slots)
+
+    async def _close(self, cancel: bool) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        futures = list(self._futures)
+        if cancel and futures and self._client.status == "running":
+            await self._client.cancel(futures, asynchronous=True, force=True)
+        self._futures.clear()
+        self._placing.clear()
+
+
+#: Clients of whose cluster at least one worker has this package.
+_equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()

@@ -1,0 +1,73 @@
+"""Where a chunk runs, as the code that runs it sees it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import joblib
+
+from .._compat import backend_for_tasks
+from .._sink import active_sink
+from .._wire import CallSpec, process_token
+from .base import Engine
+
+
+class NestedBackend(Protocol):
+    """Make the joblib backend of calls that tasks make."""
+
+    def __call__(self, spec: CallSpec, engine: Engine) -> Any:
+        """Give a backend with an attribute `was_used`."""
+
+
+class TaskPlace:
+    """Give a chunk its surroundings.
+
+    Parameters
+    ----------
+    nested_backend
+        Makes the backend for `Parallel` calls of the tasks.
+    make_engine
+        Makes the engine of such calls, given their depth.
+    address
+        Names the place in messages.
+    """
+
+    address: str
+
+    def __init__(
+        self, nested_backend: NestedBackend, make_engine: Callable[[int], Engine], address: str
+    ) -> None:
+        self._nested_backend = nested_backend
+        self._make_engine = make_engine
+        self.address = address
+
+    def cancelled(self) -> bool:
+        """Whether the client has given the chunk up."""
+        return False
+
+    @contextlib.contextmanager
+    def nested(self, spec: CallSpec) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
+        """Let `Parallel` calls of the tasks use the cluster.
+
+        Yields
+        ------
+        renew
+            To be called before each task: undoes what the one before did to joblib's settings.
+        was_used
+            Whether a task made such a call.
+        """
+        backend = self._nested_backend(spec, self._make_engine(spec.depth + 1))
+        with backend_for_tasks(backend) as active:
+            yield active.renew, lambda: backend.was_used
+
+    def captures(self, spec: CallSpec) -> bool:
+        """Whether output must be sent: it need not when it appears in the caller's process anyway."""
+        return spec.capture or spec.origin != process_token()
+
+    def default_threads(self, spec: CallSpec) -> int | None:
+        """Share the host's processors among its tasks; the client's own process is left alone."""
+        if spec.origin == process_token() or active_sink() is not None:
+            return None
+        return max(1, joblib.cpu_count() // max(1, spec.host_slots))

@@ -1,0 +1,99 @@
+"""User objects as pickles, their large buffers beside them; both ends use this."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import cloudpickle
+import numpy as np
+
+#: Smaller buffers stay inside the pickle: a reference would cost more than the bytes.
+MIN_SHARED_NBYTES = 8192
+
+#: Types whose values cannot change, so that tasks may share them.
+ATOMS: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+
+class Reference(Protocol):
+    """What stands in a pickle for an object that was sent ahead."""
+
+    obj: Any
+    persistent_id: str
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is np.memmap:
+            # Its file may not exist at the other end: send the array it shows.
+            return np.asarray(obj).__reduce_ex__(5)
+        return super().reducer_override(obj)
+
+
+class _ReferencePickler(_Pickler):
+    """Replace objects that were sent ahead, wherever they are met, by their persistent id."""
+
+    def __init__(self, file: io.BytesIO, references: Mapping[int, Reference], **keywords: Any) -> None:
+        super().__init__(file, **keywords)
+        self._references = references
+        self.used: dict[str, Reference] = {}
+
+    def persistent_id(self, obj: Any) -> str | None:
+        reference = self._references.get(id(obj))
+        if reference is None or reference.obj is not obj:
+            return None
+        self.used[reference.persistent_id] = reference
+        return reference.persistent_id
+
+
+def dump(
+    value: Any, references: Mapping[int, Reference] | None = None, min_nbytes: float = MIN_SHARED_NBYTES
+) -> tuple[bytes, list[memoryview], list[Any]]:
+    """Pickle `value`.
+
+    Parameters
+    ----------
+    value
+        Anything.
+    references
+        Objects not to be pickled but referred to, by `id`.
+    min_nbytes
+        Contiguous buffers of at least this size leave the pickle.
+
+    Returns
+    -------
+    data
+        The pickle.
+    views
+        The buffers that left it, in order.
+        They show the owner's memory, not a copy.
+    used
+        Those of `references` that were met.
+    """
+    file = io.BytesIO()
+    views: list[memoryview] = []
+
+    def stays_in_pickle(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < min_nbytes:
+            return True
+        views.append(view)
+        return False
+
+    if not references:
+        _Pickler(file, protocol=5, buffer_callback=stays_in_pickle).dump(value)
+        return file.getvalue(), views, []
+    pickler = _ReferencePickler(file, references, protocol=5, buffer_callback=stays_in_pickle)
+    pickler.dump(value)
+    return file.getvalue(), views, list(pickler.used.values())
+
+
+def atomic(values: Iterable[Any]) -> bool:
+    """Whether all `values` are short and cannot change."""
+    for value in values:
+        kind = type(value)
+        if kind not in ATOMS or (kind in (str, bytes) and len(value) > MIN_SHARED_NBYTES):
+            return False
+    return True

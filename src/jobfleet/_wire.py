@@ -1,0 +1,142 @@
+"""What crosses a process: frozen, slotted, versioned.
+
+Nothing here is pickled by reference to its class, since a worker may know this
+package under another name (see `_ship`): `to_bytes` writes plain tuples.
+User objects appear only as bytes, so that nothing on the way unpickles them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import astuple, dataclass, fields
+from typing import Any, Self
+from uuid import uuid4
+
+from .errors import WireVersionError
+
+WIRE_VERSION = 1
+
+_TOKEN = uuid4().hex
+
+#: Kinds of `TaskFailure`.
+RAISED, EXITED, UNSENDABLE, UNREADABLE, NOT_INITIALIZED = range(5)
+
+#: Kinds of `Request.items` and `Reply.results`.
+MANY, ONE = range(2)
+
+
+def process_token() -> str:
+    """Give what tells this process from any other; a forked child has its own."""
+    return f"{_TOKEN}-{os.getpid()}"
+
+
+class _Message:
+    __slots__ = ()
+
+    def to_bytes(self) -> bytes:
+        """Serialize as a tuple of plain values, the wire version first."""
+        values = tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return pickle.dumps((WIRE_VERSION, values), protocol=5)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        WireVersionError
+            The other end speaks another version.
+        """
+        version, values = pickle.loads(data)
+        if version != WIRE_VERSION:
+            raise WireVersionError(
+                f"a {cls.__name__} of wire version {version} reached a jobfleet that speaks "
+                f"version {WIRE_VERSION}. Client and workers run different releases of "
+                "jobfleet: restart the workers, or install the same release at both ends."
+            )
+        return cls(*values)
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpec(_Message):
+    """Say what is common to all chunks of one `Parallel` call."""
+
+    call_id: str
+    """Identifies the call on its cluster."""
+    depth: int
+    """0 for the tasks of an outermost call, 1 for the tasks they make..."""
+    origin: str
+    """Token of the process the call was made in; a worker living there is recognised by it."""
+    capture: bool
+    """Send back what tasks print and warn even when they run in the process of `origin`."""
+    filters: tuple[Any, ...]
+    """The caller's `warnings.filters`, encoded."""
+    inner_max_num_threads: int | None
+    """The user's limit on BLAS and OpenMP threads; None: do not oversubscribe the host."""
+    host_slots: int
+    """The most tasks that run at once on one host; its processors are shared out among them."""
+    initializer: bytes | None
+    """Pickled ``(initializer, initargs)``, run once per worker process."""
+    nested: tuple[tuple[str, Any], ...]
+    """Options that calls made by the tasks inherit; plain values."""
+    budget_s: float | None
+    """A chunk that has run this long returns what it has; None: it runs to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request(_Message):
+    """Ask a worker to run one chunk."""
+
+    spec: bytes
+    """A `CallSpec`."""
+    functions: tuple[bytes, ...]
+    """Pickled functions that have no state of their own; items refer to them."""
+    items: tuple[tuple[Any, ...], ...]
+    """In order: ``(MANY, function, pickled list of (args, kwargs))`` for calls whose arguments are
+    immutable atoms, or ``(ONE, function or None, pickle, buffers)``, `buffers` being
+    tuples ``(position, mapped, writable)``: where it is among the values sent with the chunk, whether
+    tasks share it read-only or get a copy each, and whether such a copy is writable, as the original was.
+    Without function the pickle holds that too."""
+    scattered: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...]
+    """Objects sent ahead: their persistent id, and where their pickle and its buffers are."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailure:
+    """Say why a task has no result."""
+
+    kind: int
+    """One of the kinds above."""
+    exception: bytes | None
+    """The exception pickled, where that was possible."""
+    type_name: str
+    message: str
+    traceback: str
+    part: str
+    """What does not travel, for the message; empty if that is not the fault."""
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Give the plain tuple that travels."""
+        return astuple(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(_Message):
+    """Answer a `Request`.
+
+    The buffers that `results` refer to travel beside it, in order.
+    """
+
+    worker: str
+    """Address of the worker, for messages."""
+    seconds: float
+    """Time the tasks took, measured on the worker."""
+    results: tuple[tuple[Any, ...], ...]
+    """In order: ``(MANY, count, pickled list)`` or ``(ONE, pickle, number of buffers)``."""
+    failure: tuple[Any, ...] | None
+    """`TaskFailure` of the call after the last result; the calls after that one did not run."""
+    events: tuple[tuple[int, tuple[Any, ...]], ...]
+    """What tasks printed and warned: position in the chunk, and the events in order, see `_sink`."""
+    nested: bool
+    """Whether a task of the chunk made `Parallel` calls of its own."""

@@ -1,0 +1,121 @@
+"""An engine for tests: runs chunks in threads of this process, and fails where it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from ._backend import nested_backend
+from ._data.packing import PackedChunk
+from ._engine.base import Lost, LostKind, Outcome, Slots
+from ._engine.local import LocalEngine, run_here
+from ._engine.place import TaskPlace
+from .options import Options
+
+__all__ = ["Fault", "ScriptedEngine"]
+
+#: What becomes of a chunk: it is lost for this reason, or (None) it runs.
+Fault = LostKind | None
+
+
+class ScriptedEngine:
+    """Run chunks in threads, and lose those that a script names.
+
+    Parameters
+    ----------
+    slots
+        How many chunks run at once.
+    faults
+        What happens to the n-th chunk sent, counted from 0 over the life of the engine; chunks that are
+        not named run.
+
+    Attributes
+    ----------
+    n_sent
+        Chunks sent so far.
+
+    Examples
+    --------
+    >>> import joblib, jobfleet
+    >>> from jobfleet.testing import Fault, ScriptedEngine
+    >>> from jobfleet._engine.base import LostKind
+    >>> with joblib.parallel_config("jobfleet", engine=ScriptedEngine(faults={0: LostKind.DATA})):
+    ...     joblib.Parallel()(joblib.delayed(abs)(-i) for i in range(3))
+    [0, 1, 2]
+    """
+
+    depth = 0
+
+    def __init__(self, slots: int = 2, faults: Mapping[int, Fault] | None = None) -> None:
+        self._n_slots = slots
+        self._faults = dict(faults or {})
+        self._lock = threading.Lock()
+        self.n_sent = 0
+
+    def slots(self, options: Options) -> Slots:
+        """Give the slots."""
+        return Slots(self._n_slots, self._n_slots)
+
+    def open(self, options: Options) -> _ScriptedSession:
+        """Begin a call."""
+        return _ScriptedSession(self._n_slots, self._next_fault)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Do nothing: inner calls run in the thread of their task."""
+        yield
+
+    def _next_fault(self) -> Fault:
+        with self._lock:
+            number, self.n_sent = self.n_sent, self.n_sent + 1
+        return self._faults.get(number)
+
+
+_Job = tuple[PackedChunk, Callable[[Outcome], None]] | None
+
+
+class _ScriptedSession:
+    """One call's use of a scripted engine; its threads end with it."""
+
+    def __init__(self, n_slots: int, next_fault: Callable[[], Fault]) -> None:
+        self._next_fault = next_fault
+        self._n_slots = n_slots
+        self._closed = False
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._threads: Sequence[threading.Thread] = ()
+
+    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+        """Run a chunk in the next free thread."""
+        if not self._threads:
+            self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._n_slots)]
+            for thread in self._threads:
+                thread.start()
+        self._jobs.put((chunk, done))
+
+    def drop(self, digest: bytes) -> None:
+        """Do nothing: buffers stay where they are."""
+
+    def watch_slots(self, changed: Callable[[Slots], None]) -> None:
+        """Do nothing: the slots never change."""
+
+    def lost(self) -> Lost | None:
+        """Give None: this process lives."""
+        return None
+
+    def close(self, *, cancel: bool) -> None:
+        """End the use."""
+        self._closed = True
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        place = TaskPlace(nested_backend, lambda depth: LocalEngine(nested_backend, depth), "this process")
+        while (job := self._jobs.get()) is not None and not self._closed:
+            chunk, done = job
+            fault = self._next_fault()
+            if fault is None:
+                done(run_here(chunk, place))
+            else:
+                done(Lost(fault, RuntimeError("scripted")))
