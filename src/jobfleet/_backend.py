@@ -99,10 +99,9 @@ class JobfleetBackend(ParallelBackendBase):
         if self.parallel is not parallel:
             raise FallbackToBackend(self._for(parallel, options))
         self._template.was_used = True
-        if isinstance(max_nbytes, str):
-            max_nbytes = memstr_to_bytes(max_nbytes)
+        threshold = memstr_to_bytes(max_nbytes) if isinstance(max_nbytes, str) else max_nbytes
         # Only mode "r" promises that tasks share what they get; all others mean an own copy.
-        self._max_nbytes = max_nbytes if mmap_mode == "r" else None
+        self._max_nbytes = threshold if mmap_mode == "r" else None
         return self.effective_n_jobs(n_jobs)
 
     def _for(self, parallel: Any, options: dict[str, Any]) -> JobfleetBackend:

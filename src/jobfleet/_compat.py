@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import joblib.parallel
@@ -20,7 +19,6 @@ __all__ = [
     "dispatch_more",
     "fail_call",
     "follows_n_jobs",
-    "parallel_of",
 ]
 
 

@@ -176,9 +176,7 @@ with Capture(()) as capture:
     events = capture.take()
 sys.stdout.buffer.write(pickle.dumps(events))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True)
     with pytest.warns(DeprecationWarning, match="one|two") as record:
         emit(pickle.loads(done.stdout), current_sink())
     assert [(w.category, str(w.message)) for w in record] == [

@@ -13,11 +13,7 @@ from jobfleet._worker.threads import limited
 
 def blas_threads():
     np.linalg.inv(np.eye(2))
-    counts = {
-        lib.num_threads
-        for lib in threadpoolctl.ThreadpoolController().lib_controllers
-        if lib.user_api == "blas"
-    }
+    counts = {lib.num_threads for lib in threadpoolctl.ThreadpoolController().lib_controllers if lib.user_api == "blas"}
     (count,) = counts
     return count
 

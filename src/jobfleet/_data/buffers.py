@@ -11,6 +11,7 @@ try:
 except ImportError:  # on a worker, where a nested call encodes without our dependencies
     xxh3_128_digest = None
 
+
 def content_digest(data: memoryview | bytes) -> bytes:
     """Give 16 bytes that identify the content (XXH3-128, else BLAKE2b)."""
     if xxh3_128_digest is not None:

@@ -1,6 +1,10 @@
 """Placeholder."""
+
 import distributed
+
 _c = None
+
+
 def embedded_client():
     global _c
     if _c is None:

@@ -36,9 +36,7 @@ class TaskPlace:
 
     address: str
 
-    def __init__(
-        self, nested_backend: NestedBackend, make_engine: Callable[[int], Engine], address: str
-    ) -> None:
+    def __init__(self, nested_backend: NestedBackend, make_engine: Callable[[int], Engine], address: str) -> None:
         self._nested_backend = nested_backend
         self._make_engine = make_engine
         self.address = address
