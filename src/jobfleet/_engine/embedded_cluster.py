@@ -97,14 +97,14 @@ class RestartPolicy:
         return min(self.first_delay_s * 2 ** (again - 1), self.longest_delay_s) if again else 0.0
 
 
-class PrivateScheduler(Scheduler):  # type: ignore[misc]
+class PrivateScheduler(Scheduler):
     """A scheduler without an HTTP server, whose pages everyone on the machine could read."""
 
     def start_http_server(self, *args: object, **kwargs: object) -> None:
         """Start nothing."""
 
 
-class _Arrivals(SchedulerPlugin):  # type: ignore[misc]
+class _Arrivals(SchedulerPlugin):
     """Tell the cluster which workers the scheduler has."""
 
     name = "jobfleet-embedded"
@@ -118,21 +118,27 @@ class _Arrivals(SchedulerPlugin):  # type: ignore[misc]
 
 
 class _LoopQuiet(logging.Filter):
-    """Drop what Dask logs on one thread below a level, so that other clusters' logs stay.
+    """Keep what Dask logs on one thread off the user's terminal; other clusters' logs stay.
 
-    Both a cluster's working and its end produce warnings that mean nothing to the user.
+    Workers that come and go, and the end of everything, make Dask log at every level what jobfleet
+    deals with or reports itself. To see it, set the level of the logger ``jobfleet`` to DEBUG.
     """
 
-    thread: int
-    level: int
+    closing: bool
+    _thread: int
 
     def __init__(self, thread: int) -> None:
         super().__init__()
-        self.thread = thread
-        self.level = logging.ERROR
+        self.closing = False
+        self._thread = thread
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread != self.thread or record.levelno >= self.level
+        if record.thread != self._thread or wants_details():
+            return True
+        if record.name.startswith("distributed") or self.closing:
+            return record.levelno >= logging.CRITICAL
+        # An unhandled exception, which tornado and asyncio report as an error, would be a bug.
+        return record.levelno >= logging.ERROR
 
     def install(self) -> None:
         """Put the filter on the loggers concerned."""
@@ -150,6 +156,11 @@ class _LoopQuiet(logging.Filter):
         # Modules that a scheduler imports, and that log then.
         names.update(dask.config.get("distributed.scheduler.http.routes"))
         return [logging.getLogger(name) for name in sorted(names | {"asyncio"})]
+
+
+def wants_details() -> bool:
+    """Say whether the user wants to see Dask's logs."""
+    return logger.isEnabledFor(logging.DEBUG)
 
 
 class EmbeddedCluster:
@@ -288,6 +299,7 @@ class EmbeddedCluster:
             port=0,
             protocol="tls",
             security=security,
+            local_directory=self._directory.path,
             # In use only if a release of Dask no longer calls `start_http_server`.
             dashboard=False,
             dashboard_address="127.0.0.1:0",
@@ -299,18 +311,22 @@ class EmbeddedCluster:
         scheduler.worker_ttl = None
         scheduler.periodic_callbacks.pop("worker-ttl", None)
         scheduler.add_plugin(_Arrivals(self))
+        # Put there for `Client.upload_file`; the user's own modules come first in his process.
+        with contextlib.suppress(ValueError):
+            sys.path.remove(scheduler.local_directory)
         self._scheduler = scheduler
         await scheduler
         return str(scheduler.address)
 
     async def _specify(self, address: str, security: Security) -> None:
-        roles = ("client", "scheduler", "worker")
-        pem = {f"tls_{role}_{part}": getattr(security, f"tls_{role}_{part}") for role in roles for part in ("key", "cert")}
+        fields = ["require_encryption", "tls_ca_file"]
+        fields += [f"tls_{role}_{part}" for role in ("client", "scheduler", "worker") for part in ("key", "cert")]
         self._specification = {
             "scheduler": address,
-            "security": {**pem, "tls_ca_file": security.tls_ca_file, "require_encryption": True},
+            "security": {field: getattr(security, field) for field in fields},
             "directory": self._directory.path,
             "config": _plain(dask.config.config),
+            "quiet": not wants_details(),
             "connect_deadline_s": START_DEADLINE_S,
         }
         for process in self._processes.values():
@@ -360,7 +376,8 @@ class EmbeddedCluster:
             self._changed.notify_all()
         if delay_s is not None:
             self._loop_runner.loop.asyncio_loop.call_later(delay_s, self._restart, slot)
-        elif self.client is not None:
+        elif self._arrived:
+            # Otherwise `start` raises an error that says it.
             logger.error("%s", _start_message(what))
 
     def _restart(self, slot: int) -> None:
@@ -378,7 +395,7 @@ class EmbeddedCluster:
         self._closing = True
         deadline = time.monotonic() + CLOSE_DEADLINE_S
         if self._quiet is not None:
-            self._quiet.level = logging.CRITICAL + 1
+            self._quiet.closing = True
         # The workers first: they would log that the scheduler has gone.
         processes = list(self._processes.values())
         for process in processes:

@@ -174,7 +174,7 @@ class WorkerProcess:
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         self._popen = subprocess.Popen(
             [sys.executable, *flags, "-c", BOOTSTRAP, f"jobfleet-worker-{self.name}"],
-            stdin=self._line.theirs,
+            stdin=self._line.theirs.fileno(),
             env=dict(self._environment),
             # A session of its own: Ctrl-C in the terminal reaches the client only, and the process's
             # descendants can be killed as a group.
@@ -208,7 +208,8 @@ class WorkerProcess:
         return self._popen is None or self._gone.wait(max(deadline - time.monotonic(), 0))
 
     def _watch(self, on_exit: Callable[[WorkerProcess], None]) -> None:
-        assert self._popen is not None and self._line is not None  # for the type checker
+        if self._popen is None or self._line is None:
+            return
         if hasattr(os, "waitid"):
             # Leave the process a zombie, so that its id still is its own when its group is killed.
             # Someone else in this program may have waited for it: then there is nothing to wait for.
@@ -248,7 +249,7 @@ class Janitor:
         self._line = Line()
         self._popen = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", JANITOR, self._directory],
-            stdin=self._line.theirs,
+            stdin=self._line.theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
@@ -353,4 +354,4 @@ def describe_exit(status: int | None) -> str:
 
 def wait_all(processes: Sequence[WorkerProcess], deadline: float) -> bool:
     """Wait until all processes have ended, at most until `deadline`; say whether they have."""
-    return all([process.wait(deadline) for process in processes])
+    return all(process.wait(deadline) for process in processes)

@@ -24,7 +24,7 @@ import traceback
 from typing import Any, BinaryIO
 
 #: What the worker's own configuration always says, whatever the user's says.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     # The worker is told its scheduler; the address configured is of another cluster.
     "scheduler-address": None,
     # Nobody can ask for the profile of a private cluster without a dashboard.
@@ -109,7 +109,8 @@ async def serve(specification: dict[str, Any]) -> None:
 
     dask.config.update(dask.config.config, specification["config"], priority="new")
     dask.config.set(CONFIG)
-    quieten()
+    if specification["quiet"]:
+        quieten()
     worker = Worker(
         specification["scheduler"],
         name=specification["name"],
@@ -126,11 +127,11 @@ async def serve(specification: dict[str, Any]) -> None:
         dashboard_address="127.0.0.1:0",
     )
     async with worker:
-        await worker.finished()
+        await worker.finished()  # type: ignore[no-untyped-call]
 
 
 def quieten() -> None:
-    """Keep all but the errors of Dask's loggers off the user's terminal."""
+    """Keep Dask's logs off the user's terminal; what ends this process is reported to the client."""
     for name in ["distributed", *logging.root.manager.loggerDict]:
         if name.partition(".")[0] == "distributed":
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
