@@ -12,7 +12,7 @@ from joblib.disk import memstr_to_bytes
 from ._call.call import CallSetup, Outputs, ParallelCall
 from ._call.chunking import BUDGET_S
 from ._call.state import CallLimits
-from ._compat import FallbackToBackend, ParallelBackendBase, batch_calls, follows_n_jobs
+from ._compat import FallbackToBackend, ParallelBackendBase, batch_calls, follows_n_jobs, forget_leftovers
 from ._data.scatter import ScatteredObject, scattered_objects
 from ._engine import forks  # noqa: F401  # must see a fork that happens before the first call
 from ._engine.base import Engine, Slots
@@ -136,6 +136,7 @@ class JobfleetBackend(ParallelBackendBase):
 
     def start_call(self) -> None:
         """Begin a call."""
+        forget_leftovers(self.parallel)
         engine = self._engine_in_use()
         options = self._options
         sink = current_sink()

@@ -100,7 +100,7 @@ class Program:
         return found
 
     def files(self):
-        return [path for path in self.temporary.rglob("*")]
+        return list(self.temporary.rglob("*"))
 
 
 @pytest.fixture

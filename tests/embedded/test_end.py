@@ -67,7 +67,8 @@ def test_killed_client(program):
 
 
 def test_killed_client_while_tasks_hold_the_interpreters_lock(program):
-    program.start_script("""
+    program.start_script(
+        """
 client = embedded_client()
 def stuck(path):
     open(path, "w").close()
@@ -75,7 +76,9 @@ def stuck(path):
 futures = [client.submit(stuck, f"stuck{i}") for i in range(2)]
 while not (os.path.exists("stuck0") and os.path.exists("stuck1")):
     time.sleep(0.01)
-""" + WAIT)
+"""
+        + WAIT
+    )
     program.popen.kill()
     program.popen.wait()
     until(lambda: not program.left(), 5)
@@ -130,11 +133,14 @@ assert client.run(os.getpid) == before
 
 
 def test_processes_that_a_task_has_started_go_with_the_client(program):
-    program.start_script("""
+    program.start_script(
+        """
 import subprocess
 client = embedded_client()
 client.submit(lambda: subprocess.Popen(["sleep", "1000"]).pid).result()
-""" + WAIT)
+"""
+        + WAIT
+    )
     assert len(program.left()) == 5
     program.popen.kill()
     program.popen.wait()

@@ -43,13 +43,13 @@ def test_other_clients_are_refused(program, scheme):
 
 def test_client_with_the_certificates_is_not_refused(program):
     # Shows that the test above fails for want of them.
-    assert "type" in program.run_script("""
+    assert "type" in program.run_script(f"""
 import asyncio
-sys.path.insert(0, %r)
+sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_private import ask
 client = embedded_client()
 print(asyncio.run(ask(client.scheduler.address, client.security)))
-""" % os.path.dirname(__file__))
+""")
 
 
 def test_everything_listens_on_loopback_and_nothing_serves_http(program):

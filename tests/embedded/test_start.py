@@ -78,10 +78,13 @@ assert third.submit(int, "1").result() == 1
 
 def test_module_beside_the_script(program):
     (program.directory / "beside.py").write_text("def f(): return __name__")
-    assert program.run_script("""
+    assert (
+        program.run_script("""
 import beside
 print(embedded_client().submit(beside.f).result())
-""") == "beside\n"
+""")
+        == "beside\n"
+    )
 
 
 def test_module_named_like_one_of_the_standard_library_in_the_current_directory(program, head):
@@ -103,7 +106,8 @@ def test_other_configuration_is_left_alone(program):
 
 
 def test_tasks_can_start_processes(program):
-    assert program.run_script("""
+    assert (
+        program.run_script("""
 def inner():
     from joblib import Parallel, delayed
     return Parallel(n_jobs=2, backend="loky")(delayed(int)(x) for x in "12")
@@ -113,16 +117,21 @@ def forked():
         return pool.map(abs, [-3])
 import warnings
 print(embedded_client().submit(inner).result(), embedded_client().submit(forked).result())
-""") == "[1, 2] [3]\n"
+""")
+        == "[1, 2] [3]\n"
+    )
 
 
 def test_native_libraries_share_the_cpus(program):
     program.environment.pop("OMP_NUM_THREADS", None)
     program.environment["MKL_NUM_THREADS"] = "7"
-    assert program.run_script("""
+    assert (
+        program.run_script("""
 get = lambda: [os.environ[f"{x}_NUM_THREADS"] for x in ("OMP", "MKL")]
 print(embedded_client().submit(get).result())
-""") == "['1', '7']\n"
+""")
+        == "['1', '7']\n"
+    )
 
 
 def test_fork_gets_a_cluster_of_its_own(program):
@@ -167,10 +176,13 @@ assert not processes()
 
 def test_current_directory_that_was_removed(program):
     (program.directory / "gone").mkdir()
-    assert program.run_script(f"""
+    assert (
+        program.run_script(f"""
 os.chdir("gone")
 os.rmdir("../gone")
-{WORK}""") == "42\n"
+{WORK}""")
+        == "42\n"
+    )
 
 
 def test_closed_standard_input(program):

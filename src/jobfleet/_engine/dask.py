@@ -214,10 +214,10 @@ class DaskSession:
         for _ in range(3):
             code = package_code()[1] if with_code else None
             key = f"{label}-{uuid4().hex}"
-            reply = await self._run_task(key, code, request, *placed, *inline)
+            reply: Any = await self._run_task(key, code, request, *placed, *inline)
             if not (isinstance(reply, str) and reply == NEED_CODE):
                 _equipped.add(self._client)
-                return reply
+                return list(reply)
             with_code = True
         raise RuntimeError("the worker did not take the code it asked for")
 

@@ -15,15 +15,18 @@ import os
 import sys
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
 import joblib
-from distributed import Client
 
-from .embedded_cluster import EmbeddedCluster, EmbeddedClusterError
+from ..errors import EmbeddedClusterError
+from .embedded_cluster import EmbeddedCluster
 from .embedded_process import forget_lines
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 __all__ = [
-    "EmbeddedClusterError",
     "close_embedded",
     "embedded_client",
     "embedded_failure",

@@ -28,6 +28,7 @@ from distributed import Client, Scheduler, Security
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.utils import LoopRunner
 
+from ..errors import EmbeddedClusterError
 from .embedded_process import Janitor, PrivateDirectory, WorkerProcess, describe_exit, wait_all
 
 logger = logging.getLogger(__name__)
@@ -52,10 +53,6 @@ _THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
-
-
-class EmbeddedClusterError(RuntimeError):
-    """Report that the cluster of this machine could not be started."""
 
 
 class RestartPolicy:

@@ -182,9 +182,7 @@ class WorkerProcess:
         )
         self._line.theirs.close()
         self._line.send(json.dumps(self._first))
-        threading.Thread(
-            target=self._watch, args=(on_exit,), name=f"jobfleet-watch-{self.name}", daemon=True
-        ).start()
+        threading.Thread(target=self._watch, args=(on_exit,), name=f"jobfleet-watch-{self.name}", daemon=True).start()
 
     def send(self, specification: Mapping[str, Any]) -> None:
         """Tell the process what worker to run."""

@@ -127,7 +127,7 @@ async def serve(specification: dict[str, Any]) -> None:
         dashboard_address="127.0.0.1:0",
     )
     async with worker:
-        await worker.finished()  # type: ignore[no-untyped-call]
+        await worker.finished()
 
 
 def quieten() -> None:

@@ -68,4 +68,5 @@ class TaskPlace:
         """Share the host's processors among its tasks; the client's own process is left alone."""
         if spec.origin == process_token() or active_sink() is not None:
             return None
-        return max(1, joblib.cpu_count() // max(1, spec.host_slots))
+        n_cpus: int = joblib.cpu_count()
+        return max(1, n_cpus // max(1, spec.host_slots))
