@@ -355,13 +355,13 @@ def test_a_warning_says_where_it_comes_from():
         warnings.warn("up", stacklevel=2)
 
     namespace = {"__name__": "elsewhere", "warnings": warnings}
-
-    def sub():
-        warnings.warn("of the line that calls", stacklevel=2)
+    source = "def sub():\n  warnings.warn('of the line that calls', stacklevel=2)"
+    exec(compile(source, "/no/such/file.py", "exec"), namespace)
+    main = {"__name__": "main", "sub": namespace["sub"]}
 
     def task():
         exec(compile("\n\nwarnings.warn('x')", "/no/such/file.py", "exec"), namespace)
-        exec(compile("\ncall()", "/no/such/file.py", "exec"), {"call": sub, "__name__": "main"})
+        exec(compile("\n\n\nsub()", "/no/such/file.py", "exec"), main)
         exec(compile("outer()", "/other/file.py", "exec"), {"outer": outer, "__name__": "o"})
         warnings.warn_explicit("e", UserWarning, threading.__file__, 7)
         warnings.warn_explicit("e", UserWarning, "/no/where.py", 8)
@@ -370,7 +370,7 @@ def test_a_warning_says_where_it_comes_from():
     places = [event[4:7] for event in captured(task)]
     assert places[:5] == [
         ("/no/such/file.py", 3, "elsewhere"),
-        ("/no/such/file.py", 2, "main"),
+        ("/no/such/file.py", 4, "main"),
         ("/other/file.py", 1, "o"),
         (threading.__file__, 7, "threading"),
         ("/no/where.py", 8, "/no/where"),
