@@ -233,7 +233,10 @@ def in_thread(function, *args):
 
 def test_an_inner_calls_output_belongs_to_the_outer_task(capsys):
     """It is emitted by another thread than the task's, as a call's driver is."""
-    inner = (("out", "inner\n"), *warned("inner"), ("err", "e\n"))
+    names = (("builtins", "UserWarning"), ("builtins", "Warning"))
+    # Of a file that is another module here, as that of a client's `__main__` is.
+    event = ("warn", "inner", None, names, __file__, 7, "__main__", False)
+    inner = (("out", "inner\n"), event, ("err", "e\n"))
     with Capture(()) as outer:
         print("before")
         in_thread(emit, inner, current_sink())
