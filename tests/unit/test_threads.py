@@ -134,9 +134,7 @@ with limited(1, 2): print(openmp())
 print(openmp())
 """
     env = {**os.environ, "OMP_NUM_THREADS": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.split("\n")[:-1] == ["set()", "{3}", "{2}", "{1}", "{2}"]
 
 
