@@ -104,7 +104,7 @@ class _ScriptedSession:
         """Give None: this process lives."""
         return None
 
-    def close(self, *, cancel: bool) -> None:
+    def close(self) -> None:
         """End the use."""
         self._closed = True
         for _ in self._threads:

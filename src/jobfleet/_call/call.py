@@ -161,18 +161,16 @@ class ParallelCall:
 
     def abort(self) -> None:
         """Give up all that is queued or runs; returns at once."""
-        self._end(cancel=True)
+        self._ended = True
+        self._session.close()
+        self._inbox.put(None)
 
     def finish(self) -> None:
-        """End the call and its thread."""
-        self._end(cancel=True)
-        if self._thread is not threading.current_thread():
+        """End the call; its thread too, unless it was aborted and may be held up by the user's code."""
+        aborted = self._ended
+        self.abort()
+        if not aborted and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_S)
-
-    def _end(self, *, cancel: bool) -> None:
-        self._ended = True
-        self._session.close(cancel=cancel)
-        self._inbox.put(None)
 
     # In the driver's thread
 

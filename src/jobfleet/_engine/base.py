@@ -67,8 +67,8 @@ class Session(Protocol):
     def lost(self) -> Lost | None:
         """Say whether the engine has come to an end by itself."""
 
-    def close(self, *, cancel: bool) -> None:
-        """End the use; with `cancel` nothing that is queued starts any more. Returns at once."""
+    def close(self) -> None:
+        """End the use: nothing that is queued starts any more. Returns at once."""
 
 
 class Engine(Protocol):

@@ -185,10 +185,10 @@ class DaskSession:
             return Lost(LostKind.SCHEDULER, error)
         return None
 
-    def close(self, *, cancel: bool) -> None:
-        """End the use; with `cancel` nothing that is queued starts any more."""
+    def close(self) -> None:
+        """End the use: nothing that is queued starts any more."""
         self._closed = True
-        self._on_loop(self._close, cancel)
+        self._on_loop(self._close)
 
     def _on_loop(self, function: Callable[..., Any], *args: Any) -> None:
         self._client.loop.add_callback(function, *args)
@@ -279,11 +279,11 @@ class DaskSession:
             if not self._closed:
                 changed(slots)
 
-    async def _close(self, cancel: bool) -> None:
+    async def _close(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
         futures = list(self._futures)
-        if cancel and futures and self._client.status == "running":
+        if futures and self._client.status == "running":
             await self._client.cancel(futures, asynchronous=True, force=True)
         self._futures.clear()
         self._placing.clear()

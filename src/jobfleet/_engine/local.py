@@ -73,6 +73,6 @@ class LocalSession:
         """Give None: this process lives."""
         return None
 
-    def close(self, *, cancel: bool) -> None:
+    def close(self) -> None:
         """End the use."""
         self._closed = True
