@@ -104,12 +104,16 @@ _lock = threading.Lock()
 
 def install(name: str, code: bytes, sources: dict[str, str]) -> None:
     """Make the package that was sent importable as `name`, and as ``jobfleet`` if none is installed."""
-    append_finder(ShippedFinder(name, code, sources))
-    append_finder(AliasFinder("jobfleet", name))
+    add_finder(ShippedFinder(name, code, sources))
+    add_finder(AliasFinder("jobfleet", name), last=True)
 
 
-def append_finder(finder: ShippedFinder | AliasFinder) -> None:
-    """Add `finder`, unless its name is taken, after all others: what is installed is found first."""
+def add_finder(finder: ShippedFinder | AliasFinder, *, last: bool = False) -> None:
+    """Add `finder` unless its name is taken; one that is `last` gives way to what is installed.
+
+    Private names must come first: with an aliased package's path, the import system would find
+    its submodules by itself, and load each a second time.
+    """
     with _lock:
         if finder.name not in (getattr(other, "name", None) for other in sys.meta_path):
-            sys.meta_path.append(finder)
+            sys.meta_path.insert(len(sys.meta_path) if last else 0, finder)

@@ -58,7 +58,7 @@ def bootstrap() -> Callable[..., Any]:
     private_name = f"_jobfleet_{package_code()[0]}"
     if private_name != _PACKAGE:
         # What workers pickle by that name, and a worker that lives in this process, find this package.
-        _bootstrap.append_finder(_bootstrap.AliasFinder(private_name, _PACKAGE))
+        _bootstrap.add_finder(_bootstrap.AliasFinder(private_name, _PACKAGE))
         sys.modules[f"{private_name}._entry"] = importlib.import_module(f"{_PACKAGE}._entry")
     # In a module that exists nowhere, which makes cloudpickle send the function by value.
     function = FunctionType(_bootstrap.run_chunk.__code__, {"__name__": "_jobfleet_bootstrap"})
