@@ -139,8 +139,9 @@ def loss_error(lost: Lost, index: int, call: Call) -> JobfleetError:
     match lost.kind:
         case LostKind.WORKER:
             error = WorkerLostError(
-                f"every worker that ran call {index}, {text}, died. A crash in native code, os._exit, or more "
-                f"memory than the worker has are the likely causes; the workers' logs say more. Dask says: {lost.error}",
+                f"every worker that ran call {index}, {text}, died. A crash in native code, os._exit, or "
+                "more memory than the worker has are the likely causes; the workers' logs say more. "
+                f"Dask says: {lost.error}",
                 index,
                 text,
             )
