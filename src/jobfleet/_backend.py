@@ -12,7 +12,7 @@ from joblib.disk import memstr_to_bytes
 from ._call.call import CallSetup, Outputs, ParallelCall
 from ._call.chunking import BUDGET_S
 from ._call.state import CallLimits
-from ._compat import FallbackToBackend, ParallelBackendBase, batch_calls, follows_n_jobs
+from ._compat import FallbackToBackend, ParallelBackendBase, batch_calls, follows_n_jobs, forget_leftovers
 from ._data.scatter import ScatteredObject, scattered_objects
 from ._engine import forks  # noqa: F401  # must see a fork that happens before the first call
 from ._engine.base import Engine, Slots
@@ -99,10 +99,9 @@ class JobfleetBackend(ParallelBackendBase):
         if self.parallel is not parallel:
             raise FallbackToBackend(self._for(parallel, options))
         self._template.was_used = True
-        if isinstance(max_nbytes, str):
-            max_nbytes = memstr_to_bytes(max_nbytes)
+        threshold = memstr_to_bytes(max_nbytes) if isinstance(max_nbytes, str) else max_nbytes
         # Only mode "r" promises that tasks share what they get; all others mean an own copy.
-        self._max_nbytes = max_nbytes if mmap_mode == "r" else None
+        self._max_nbytes = threshold if mmap_mode == "r" else None
         return self.effective_n_jobs(n_jobs)
 
     def _for(self, parallel: Any, options: dict[str, Any]) -> JobfleetBackend:
@@ -137,6 +136,7 @@ class JobfleetBackend(ParallelBackendBase):
 
     def start_call(self) -> None:
         """Begin a call."""
+        forget_leftovers(self.parallel)
         engine = self._engine_in_use()
         options = self._options
         sink = current_sink()

@@ -44,8 +44,7 @@ class ShippedFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         """Give the spec of `fullname` if it belongs to the package."""
-        root, _, rest = fullname.partition(".")
-        if root != self.name or self._file(fullname) is None:
+        if fullname.partition(".")[0] != self.name or self._file(fullname) is None:
             return None
         return importlib.util.spec_from_loader(fullname, self)
 

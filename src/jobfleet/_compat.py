@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import queue
 from typing import Any
 
 import joblib.parallel
@@ -20,7 +21,7 @@ __all__ = [
     "dispatch_more",
     "fail_call",
     "follows_n_jobs",
-    "parallel_of",
+    "forget_leftovers",
 ]
 
 
@@ -52,6 +53,17 @@ def fail_call(parallel: Parallel, error: BaseException) -> None:
     tracker = BatchCompletionCallBack(0, 1, parallel)
     parallel._register_new_job(tracker)
     tracker._register_outcome({"result": error, "status": joblib.parallel.TASK_ERROR})
+
+
+def forget_leftovers(parallel: Parallel) -> None:
+    """Drop tasks of a call that has failed, which joblib would run as part of the next one.
+
+    joblib cuts several batches at a time and keeps those it has not dispatched in a queue
+    that an abort does not empty (joblib 1.6).
+    """
+    with parallel._lock, contextlib.suppress(queue.Empty):
+        while True:
+            parallel._ready_batches.get(block=False)
 
 
 class backend_for_tasks:

@@ -105,9 +105,7 @@ class Options:
             _number(f"resources[{name!r}]", amount, 0)
         chosen = [n for n in ("client", "address", "scheduler_host", "scheduler_file", "engine") if getattr(self, n)]
         if len(chosen) > 1:
-            raise OptionValueError(
-                f"{' and '.join(chosen)} each choose what runs the tasks: give one of them only"
-            )
+            raise OptionValueError(f"{' and '.join(chosen)} each choose what runs the tasks: give one of them only")
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> Options:
@@ -168,7 +166,7 @@ def _refuse_unknown(keywords: Mapping[str, Any]) -> None:
 def _number(name: str, value: Any, least: float | None) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise OptionTypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if least is not None and not value >= least:
+    if least is not None and not float(value) >= least:
         raise OptionValueError(f"{name} must be at least {least}, got {value!r}")
 
 

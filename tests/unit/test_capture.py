@@ -22,15 +22,6 @@ ERROR = (("error", None, (("builtins", "Warning"),), None, 0),)
 IGNORE = (("ignore", None, (("builtins", "Warning"),), None, 0),)
 
 
-@pytest.fixture(autouse=True)
-def process_as_it_was():
-    """Every test leaves streams, filters and hook as it found them."""
-    before = (sys.stdout, sys.stderr, warnings.filters, warnings.showwarning)
-    yield
-    after = (sys.stdout, sys.stderr, warnings.filters, warnings.showwarning)
-    assert all(a is b for a, b in zip(after, before, strict=True))
-
-
 def captured(task, filters=DEFAULT):
     with Capture(filters) as capture:
         task()
@@ -65,6 +56,28 @@ def test_events_are_in_order_and_adjacent_writes_are_one():
         ("warn", "again"),
         ("out", "e\n"),
     ]
+
+
+@pytest.mark.parametrize("filters", [None, (), DEFAULT])
+def test_afterwards_the_process_is_as_it_was(filters):
+    def state():
+        return (sys.stdout, sys.stderr, warnings.filters, warnings.showwarning)
+
+    before, contents = state(), list(warnings.filters)
+
+    def chunk():
+        with Capture(filters) as capture:
+            print("x")
+            assert state() != before
+            with Capture(ERROR):
+                pass
+            capture.take()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        chunk()
+    assert all(a is b for a, b in zip(state(), before, strict=True))
+    assert warnings.filters == contents
 
 
 def test_each_task_has_its_own_events(capsys):
@@ -131,6 +144,7 @@ def test_a_redirection_around_a_whole_chunk_is_kept(capsys):
 
 def test_a_redirection_that_began_in_a_chunk_and_ends_after_it(capsys):
     """As by another thread of the process; the stand-in it puts back works, and goes."""
+    real = sys.stdout
     mine = io.StringIO()
     redirection = contextlib.redirect_stdout(mine)
     with Capture(None):
@@ -140,6 +154,7 @@ def test_a_redirection_that_began_in_a_chunk_and_ends_after_it(capsys):
     print("real")
     assert (mine.getvalue(), capsys.readouterr().out) == ("mine\n", "real\n")
     assert texts(captured(lambda: print("task"))) == [("out", "task\n")]
+    assert sys.stdout is real
 
 
 def test_a_stream_wrapped_around_the_stand_in_does_not_run_in_circles(capsys):
@@ -186,8 +201,10 @@ def test_bytes_are_captured_as_text():
         sys.stdout.buffer.write(memoryview(b"\xff"))
         print("ü", end="")
         sys.stdout.buffer.write(b"\xc3")
+        print("cut", end="")
+        sys.stdout.buffer.write(b"\xc3")
 
-    assert texts(captured(task)) == [("out", "äö\ufffdü\ufffd")]
+    assert texts(captured(task)) == [("out", "äö\ufffdü\ufffdcut\ufffd")]
 
 
 def test_the_stand_in_is_a_text_stream():
@@ -223,10 +240,8 @@ numbers = []
 def test_a_process_without_streams(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert texts(captured(lambda: print("x"))) == [("out", "x\n")]
-    with Capture(DEFAULT):
-        thread = threading.Thread(target=print, args=("lost",))
-        thread.start()
-        thread.join()
+    with Capture(DEFAULT), ThreadPoolExecutor(1) as pool:
+        pool.submit(print, "lost", flush=True).result(20)
 
 
 def test_a_logging_handler_made_in_one_chunk_serves_the_next():
@@ -340,22 +355,27 @@ def test_a_warning_says_where_it_comes_from():
         warnings.warn("up", stacklevel=2)
 
     namespace = {"__name__": "elsewhere", "warnings": warnings}
+    source = "def sub():\n  warnings.warn('of the line that calls', stacklevel=2)"
+    exec(compile(source, "/no/such/file.py", "exec"), namespace)
+    main = {"__name__": "main", "sub": namespace["sub"]}
 
     def task():
         exec(compile("\n\nwarnings.warn('x')", "/no/such/file.py", "exec"), namespace)
+        exec(compile("\n\n\nsub()", "/no/such/file.py", "exec"), main)
         exec(compile("outer()", "/other/file.py", "exec"), {"outer": outer, "__name__": "o"})
         warnings.warn_explicit("e", UserWarning, threading.__file__, 7)
         warnings.warn_explicit("e", UserWarning, "/no/where.py", 8)
         warnings.warn("top", stacklevel=10_000)
 
     places = [event[4:7] for event in captured(task)]
-    assert places[:4] == [
+    assert places[:5] == [
         ("/no/such/file.py", 3, "elsewhere"),
+        ("/no/such/file.py", 4, "main"),
         ("/other/file.py", 1, "o"),
         (threading.__file__, 7, "threading"),
         ("/no/where.py", 8, "/no/where"),
     ]
-    assert len(places) == 5
+    assert len(places) == 6
 
 
 def test_a_warning_from_outside_of_tasks_is_shown_as_before():

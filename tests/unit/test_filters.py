@@ -54,9 +54,7 @@ def test_odd_filters_are_carried_or_left_out(entry, expected):
 
 
 def test_a_pattern_of_another_python_is_left_out():
-    assert decode_filters((("ignore", ("(", 0), (("builtins", "Warning"),), None, 0),)) == (
-        DELIVER_ALL,
-    )
+    assert decode_filters((("ignore", ("(", 0), (("builtins", "Warning"),), None, 0),)) == (DELIVER_ALL,)
 
 
 def test_filters_that_were_decoded_stay_the_same():

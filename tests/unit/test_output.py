@@ -176,9 +176,7 @@ with Capture(()) as capture:
     events = capture.take()
 sys.stdout.buffer.write(pickle.dumps(events))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True)
     with pytest.warns(DeprecationWarning, match="one|two") as record:
         emit(pickle.loads(done.stdout), current_sink())
     assert [(w.category, str(w.message)) for w in record] == [
@@ -235,7 +233,10 @@ def in_thread(function, *args):
 
 def test_an_inner_calls_output_belongs_to_the_outer_task(capsys):
     """It is emitted by another thread than the task's, as a call's driver is."""
-    inner = (("out", "inner\n"), *warned("inner"), ("err", "e\n"))
+    names = (("builtins", "UserWarning"), ("builtins", "Warning"))
+    # Of a file that is another module here, as that of a client's `__main__` is.
+    event = ("warn", "inner", None, names, __file__, 7, "__main__", False)
+    inner = (("out", "inner\n"), event, ("err", "e\n"))
     with Capture(()) as outer:
         print("before")
         in_thread(emit, inner, current_sink())

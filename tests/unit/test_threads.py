@@ -1,5 +1,6 @@
 """Thread pools inside tasks are limited as asked, and left as they were."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,7 @@ from jobfleet._worker.threads import limited
 
 def blas_threads():
     np.linalg.inv(np.eye(2))
-    counts = {
-        lib.num_threads
-        for lib in threadpoolctl.ThreadpoolController().lib_controllers
-        if lib.user_api == "blas"
-    }
+    counts = {lib.num_threads for lib in threadpoolctl.ThreadpoolController().lib_controllers if lib.user_api == "blas"}
     (count,) = counts
     return count
 
@@ -117,6 +114,28 @@ def test_users_can_still_set_limits_from_any_thread(fresh_thread):
 @pytest.mark.usefixtures("three")
 def test_nothing_is_touched_without_limits():
     assert under(None, None) == 3
+
+
+def test_openmp_has_a_limit_per_thread_and_may_come_later():
+    pytest.importorskip("sklearn")
+    code = """
+import numpy, threadpoolctl
+from jobfleet._worker.threads import limited
+
+def openmp():
+    info = threadpoolctl.threadpool_info()
+    return {lib["num_threads"] for lib in info if lib["user_api"] == "openmp"}
+
+with limited(None, 2): print(openmp())
+import sklearn.ensemble
+print(openmp())
+with limited(None, 2): print(openmp())
+with limited(1, 2): print(openmp())
+print(openmp())
+"""
+    env = {**os.environ, "OMP_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split("\n")[:-1] == ["set()", "{3}", "{2}", "{1}", "{2}"]
 
 
 def test_without_threadpoolctl_an_explicit_number_warns_the_client():

@@ -254,8 +254,8 @@ class ParallelCall:
         if tasks is None:
             return
         if isinstance(message.outcome, Lost):
-            error = loss_error(message.outcome, tasks[0], self._tasks[tasks[0]][0])
-            self._handle(ChunkLost(message.chunk, message.outcome.kind, error))
+            loss = loss_error(message.outcome, tasks[0], self._tasks[tasks[0]][0])
+            self._handle(ChunkLost(message.chunk, message.outcome.kind, loss))
             return
         reply = Reply.from_bytes(bytes(message.outcome[0]))
         results, error = self._results(reply, message.outcome[1:], tasks)
@@ -305,4 +305,3 @@ class ParallelCall:
 def _writable(buffer: Any) -> Any:
     """Give a buffer that the result may own: what comes from the network may be read-only."""
     return bytearray(buffer) if memoryview(buffer).readonly else buffer
-

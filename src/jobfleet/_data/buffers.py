@@ -7,15 +7,17 @@ import threading
 from collections.abc import Callable
 
 try:
-    from xxhash import xxh3_128_digest
+    import xxhash
 except ImportError:  # on a worker, where a nested call encodes without our dependencies
-    xxh3_128_digest = None
+    _xxh3: Callable[[memoryview | bytes], bytes] | None = None
+else:
+    _xxh3 = xxhash.xxh3_128_digest
+
 
 def content_digest(data: memoryview | bytes) -> bytes:
     """Give 16 bytes that identify the content (XXH3-128, else BLAKE2b)."""
-    if xxh3_128_digest is not None:
-        digest: bytes = xxh3_128_digest(data)
-        return digest
+    if _xxh3 is not None:
+        return _xxh3(data)
     return hashlib.blake2b(data, digest_size=16).digest()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._pickling import ATOMS
 
+
 class StatelessFunction:
     """Remember what makes a function safe to share, and check that it still does.
 

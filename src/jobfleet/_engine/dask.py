@@ -118,12 +118,10 @@ async def _wait_for_slots(client: distributed.Client, options: Options) -> Slots
     if slots.total or not timeout_s:
         return slots
     # A task that nobody can run makes an adaptive cluster start workers.
-    probe = client.submit(
-        bool, key=f"jobfleet-wait-for-workers-{uuid4().hex}", pure=False, **options.submit_keywords()
-    )
+    probe = client.submit(bool, key=f"jobfleet-wait-for-workers-{uuid4().hex}", pure=False, **options.submit_keywords())
     try:
         await asyncio.wait_for(probe._result(), timeout_s)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise NoWorkersError(
             f"JobfleetBackend has no worker after {timeout_s:g} seconds.\n\n"
             f"The scheduler at {client.scheduler.address} has no worker that may run the tasks"
@@ -213,15 +211,15 @@ class DaskSession:
         if len(request) + sum(map(len, inline)) > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
         with_code = self._client not in _equipped
-        for i in range(3):
+        for _ in range(3):
             code = package_code()[1] if with_code else None
             key = f"{label}-{uuid4().hex}"
-            reply = await self._run_task(key, code, request, *placed, *inline)
+            reply: Any = await self._run_task(key, code, request, *placed, *inline)
             if not (isinstance(reply, str) and reply == NEED_CODE):
                 _equipped.add(self._client)
-                return reply
+                return list(reply)
             with_code = True
-        raise RuntimeError(f"the worker did not take the code it asked for, {i + 1} times")
+        raise RuntimeError("the worker did not take the code it asked for")
 
     async def _run_task(self, key: str, code: bytes | None, *values: Any) -> Any:
         keywords = self._keywords if code is None else {**self._keywords, "code": code}

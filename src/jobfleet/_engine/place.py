@@ -36,9 +36,7 @@ class TaskPlace:
 
     address: str
 
-    def __init__(
-        self, nested_backend: NestedBackend, make_engine: Callable[[int], Engine], address: str
-    ) -> None:
+    def __init__(self, nested_backend: NestedBackend, make_engine: Callable[[int], Engine], address: str) -> None:
         self._nested_backend = nested_backend
         self._make_engine = make_engine
         self.address = address
@@ -70,4 +68,5 @@ class TaskPlace:
         """Share the host's processors among its tasks; the client's own process is left alone."""
         if spec.origin == process_token() or active_sink() is not None:
             return None
-        return max(1, joblib.cpu_count() // max(1, spec.host_slots))
+        n_cpus: int = joblib.cpu_count()
+        return max(1, n_cpus // max(1, spec.host_slots))

@@ -95,9 +95,7 @@ def _warn(
         forget_shown()
     token = reissued.set((module, registry))
     try:
-        warnings.warn_explicit(
-            message, type(message), filename, lineno, module=module, registry=registry
-        )
+        warnings.warn_explicit(message, type(message), filename, lineno, module=module, registry=registry)
     except Warning as error:
         error.add_note(f"warned in a task, at {filename}:{lineno}")
         return error

@@ -37,7 +37,7 @@ from .streams import install, uninstall
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Token
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def _origin(filename: str, lineno: int) -> tuple[str, Registry | None]:
     depend on them. With a `stacklevel` the frame is further up, but its file and line are
     those of the warning. `warn_explicit` may name a place where no frame is.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     same_file: dict[str, Any] | None = None
     while frame is not None:
         if frame.f_code.co_filename == filename:
@@ -235,7 +235,7 @@ def _origin(filename: str, lineno: int) -> tuple[str, Registry | None]:
                 same_file = frame.f_globals
                 break
             same_file = same_file or frame.f_globals
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     if same_file is None:
         for module in list(sys.modules.values()):
             known = getattr(module, "__dict__", None) or {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+import cloudpickle
 import numpy as np
 
 from .. import _wire as wire
@@ -72,17 +73,22 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
     spec = _spec(request.spec)
     results = _Results()
     failure = None
+    capture = Capture(spec.filters, cloudpickle.dumps) if place.captures(spec) else None
+    try:
+        # Modules are imported here, whose warnings are none of the task's.
+        calls = _Calls(request, values)
+    except _Failed as error:
+        return results.reply(place.address, 0.0, error.failure, nested=False)
     started = time.perf_counter()
-    capture = Capture(spec.filters) if place.captures(spec) else None
     with (
-        limited(spec.inner_max_num_threads, place.default_threads(spec)),
         capture or nullcontext(),
+        limited(spec.inner_max_num_threads, place.default_threads(spec)),
         place.nested(spec) as (renew, was_used),
     ):
         try:
             if spec.initializer is not None:
                 _initialize(spec.initializer)
-            for function, args, kwargs in _Calls(request, values):
+            for function, args, kwargs in calls:
                 renew()
                 result = _call(function, args, kwargs)
                 # Large objects of a task must not live on while the next one is rebuilt.
@@ -142,9 +148,10 @@ class _Calls:
     def __init__(self, request: Request, values: Sequence[Any]) -> None:
         self._request = request
         self._values = values
+        self._functions = [self._load(data, (), "function") for data in request.functions]
 
     def __iter__(self) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-        functions = [self._load(data, (), "function") for data in self._request.functions]
+        functions = self._functions
         for item in self._request.items:
             if item[0] == wire.MANY:
                 for args, kwargs in pickle.loads(item[2]):

@@ -40,7 +40,7 @@ class Stream(io.TextIOBase):
         self._kind = _KINDS[name]
         self._bytes: Bytes | None = None
 
-    def write(self, text: str) -> int:
+    def write(self, text: Any) -> int:
         """Write text, return its length."""
         sink = _active_get()
         if sink is None or sink.closed:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 try:
-    import threadpoolctl  # type: ignore[import-untyped]
+    import threadpoolctl
 except ImportError:  # optional: the client's package need not be installed on workers
     threadpoolctl = None
 
