@@ -99,7 +99,7 @@ def _make_search(candidates: int) -> tuple[Any, Any, Any]:
     except ImportError as error:
         raise click.ClickException(
             f"the demo needs scikit-learn, which cannot be imported here ({error}). "
-            "Install it with: pip install 'jobfleet[demo]'"
+            "Install it: pip install scikit-learn"
         ) from error
     X, y = load_digits(return_X_y=True)
     search = RandomizedSearchCV(SVC(kernel="rbf"), SPACE, n_iter=candidates, cv=FOLDS, random_state=0)
