@@ -1,5 +1,6 @@
 """Calls encoded and packed as the client does it, run as a worker does it, all in this process."""
 
+import io
 import pickle
 import types
 
@@ -98,3 +99,20 @@ def read(outcome):
 def request(packed):
     """Give the `Request` of a packed chunk."""
     return Request.from_bytes(packed.request)
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, data):
+        super().__init__(io.BytesIO(data))
+        self.found = set()
+
+    def find_class(self, module, name):
+        self.found.add(module)
+        return super().find_class(module, name)
+
+
+def named_in(data):
+    """Give the names of the modules that unpickling imports something from."""
+    reader = _Reader(data)
+    reader.load()
+    return reader.found

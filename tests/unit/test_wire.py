@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pickle
-import pickletools
 
 import pytest
 
@@ -11,7 +10,7 @@ from jobfleet import _wire as wire
 from jobfleet._data.encode import Encoder
 from jobfleet._wire import WIRE_VERSION, CallSpec, Reply, Request, TaskFailure, process_token
 from jobfleet.errors import WireVersionError
-from tests.unit.chunks import Client, here, request, run_here, spec
+from tests.unit.chunks import Client, here, named_in, request, run_here, spec
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -45,19 +44,6 @@ MESSAGES = [
     ),
 ]
 by_kind = pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
-
-
-def named_in(data):
-    """Give the module names that unpickling would import something from."""
-    strings, found = [], set()
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("GLOBAL", "INST"):
-            found.add(argument.split(" ")[0])
-        elif opcode.name == "STACK_GLOBAL":
-            found.add(strings[-2])
-        elif isinstance(argument, str):
-            strings.append(argument)
-    return found
 
 
 @by_kind
