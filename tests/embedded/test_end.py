@@ -39,7 +39,9 @@ client = embedded_client()
 def stuck(path):
     open(path, "w").close()
     __import__("re").match("(a+)+$", "a" * 60 + "b")
-futures = [client.submit(stuck, f"stuck{i}") for i in range(2)]
+# A stuck worker cannot give away a task that waits behind the one it runs.
+workers = list(client.run(os.getpid))
+futures = [client.submit(stuck, f"stuck{i}", workers=workers[i]) for i in range(2)]
 while not (os.path.exists("stuck0") and os.path.exists("stuck1")):
     time.sleep(0.01)
 before = time.monotonic()
@@ -72,7 +74,9 @@ client = embedded_client()
 def stuck(path):
     open(path, "w").close()
     __import__("re").match("(a+)+$", "a" * 60 + "b")
-futures = [client.submit(stuck, f"stuck{i}") for i in range(2)]
+# A stuck worker cannot give away a task that waits behind the one it runs.
+workers = list(client.run(os.getpid))
+futures = [client.submit(stuck, f"stuck{i}", workers=workers[i]) for i in range(2)]
 while not (os.path.exists("stuck0") and os.path.exists("stuck1")):
     time.sleep(0.01)
 """ + WAIT)

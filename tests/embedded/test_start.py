@@ -131,12 +131,16 @@ import warnings
 warnings.simplefilter("ignore")
 client = embedded_client()
 ours = set(client.run(os.getpid).values())
+# Large enough for Dask to pack it on a thread, which the fork will not have.
+large = b"x" * 30_000_000
+assert client.submit(len, large).result() == len(large)
 child = os.fork()
 if child == 0:
     assert not is_embedded(client) and expected_workers() == 0
     other = embedded_client()
     theirs = set(other.run(os.getpid).values())
     assert len(theirs) == 2 and not theirs & ours, theirs
+    assert other.submit(len, large).result(20) == len(large)
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
 assert set(client.run(os.getpid).values()) == ours
@@ -150,6 +154,7 @@ def test_interpreter_that_cannot_import_distributed(program):
     broken.mkdir()
     (broken / "distributed.py").write_text("raise ImportError('no such luck')")
     out = program.run_script(f"""
+import distributed
 from jobfleet._engine.embedded import EmbeddedClusterError
 sys.path.insert(0, {str(broken)!r})
 before = time.monotonic()
