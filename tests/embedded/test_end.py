@@ -104,7 +104,13 @@ sys.stdin.read()
 
 
 def test_killed_client_and_janitor(program):
-    pids = program.start_script("embedded_client()" + WAIT).split()
+    # A worker without a task would end because the scheduler has gone.
+    pids = program.start_script("""
+client = embedded_client()
+futures = [client.submit(time.sleep, 1000, workers=worker, pure=False) for worker in client.run(os.getpid)]
+while sum(map(len, client.processing().values())) < 2:
+    time.sleep(0.01)
+""" + WAIT).split()
     janitor = next(p for p in map(psutil.Process, map(int, pids)) if "-I" in p.cmdline())
     janitor.kill()
     program.popen.kill()

@@ -85,10 +85,13 @@ print(embedded_client().submit(beside.f).result())
 
 
 def test_module_named_like_one_of_the_standard_library_in_the_current_directory(program, head):
-    for name in ("json", "socket", "queue", "os"):
+    for name in ("json", "socket", "queue", "asyncio"):
         (program.directory / f"{name}.py").write_text("raise RuntimeError('shadowed')")
-    # `-P` keeps the directory off the path in the program, so it has to be off in the workers.
-    assert program.run("-P", "-c", head + WORK) == "42\n"
+    # A script elsewhere does not see the current directory, so its workers must not.
+    (program.directory / "elsewhere").mkdir()
+    script = program.directory / "elsewhere" / "script.py"
+    script.write_text(head + WORK)
+    assert program.run(script) == "42\n"
 
 
 def test_other_configuration_is_left_alone(program):
@@ -99,7 +102,8 @@ def test_other_configuration_is_left_alone(program):
         "DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": "1ms",
         "DASK_DISTRIBUTED__WORKER__LIFETIME__DURATION": "1ms",
     }
-    assert program.run_script(WORK) == "42\n"
+    configured = 'assert client.submit(lambda: __import__("dask").config.get("scheduler-address")).result() is None'
+    assert program.run_script(WORK + configured) == "42\n"
 
 
 def test_tasks_can_start_processes(program):

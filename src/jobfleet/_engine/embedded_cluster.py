@@ -269,7 +269,6 @@ class EmbeddedCluster:
         )
         # Configured for other clusters. A worker that is busy in C code for minutes sends no
         # heartbeat, and must not be declared dead: its process is watched here.
-        scheduler.contact_address = None
         scheduler.idle_timeout = None
         scheduler.worker_ttl = None
         scheduler.periodic_callbacks.pop("worker-ttl", None)
