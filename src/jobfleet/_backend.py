@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from typing import Any
 from uuid import uuid4
 
 import cloudpickle
+import dask.config
 from joblib.disk import memstr_to_bytes
 
 from ._call.call import CallSetup, Outputs, ParallelCall
@@ -16,6 +18,7 @@ from ._compat import FallbackToBackend, ParallelBackendBase, batch_calls, follow
 from ._data.scatter import ScatteredObject, scattered_objects
 from ._engine import forks  # noqa: F401  # must see a fork that happens before the first call
 from ._engine.base import Engine, Slots
+from ._engine.embedded import embedded_client
 from ._engine.local import LocalEngine
 from ._filters import encode_filters
 from ._sink import current_sink
@@ -220,7 +223,11 @@ def nested_backend(spec: CallSpec, engine: Engine) -> JobfleetBackend:
 
 def _make_engine(options: Options) -> Engine:
     if options.engine is None:
-        # Importing distributed takes longer than all the rest; `import jobfleet` must be quick.
+        if "distributed" not in sys.modules and _chooses_nothing(options):
+            # There can be no client yet: the cluster of this process starts its workers first, and
+            # imports distributed while they do.
+            embedded_client()
+        # Importing it takes longer than all the rest; `import jobfleet` must be quick.
         from ._engine.connect import find_client
         from ._engine.dask import DaskEngine
 
@@ -231,6 +238,12 @@ def _make_engine(options: Options) -> Engine:
         raise OptionValueError(f'engine must be "local" or an engine object, got {options.engine!r}')
     engine: Engine = options.engine
     return engine
+
+
+def _chooses_nothing(options: Options) -> bool:
+    """Whether neither the user nor Dask's configuration names a cluster."""
+    chosen = options.client or options.address or options.scheduler_host or options.scheduler_file
+    return chosen is None and dask.config.get("scheduler-address", None) is None
 
 
 def _pickled_initializer(options: Options) -> bytes | None:
