@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import joblib
 
@@ -132,7 +132,7 @@ def _after_fork() -> None:
     _current = None
     _clients = weakref.WeakSet()
     # Large messages are packed on this pool, whose thread was not forked: the first would hang.
-    utils = sys.modules.get("distributed.utils")
+    utils: Any = sys.modules.get("distributed.utils")
     if hasattr(utils, "_offload_executor"):
         utils._offload_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Offload")
 
