@@ -7,6 +7,7 @@ import pickle
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 #: How often an idle driver checks that its engine still lives.
 _IDLE_S = 5.0
+
+#: How many messages the driver takes before it acts.
+_MAX_TOGETHER = 64
 
 #: How long the end of a call waits for its thread.
 _JOIN_S = 5.0
@@ -123,6 +127,7 @@ class ParallelCall:
         self._encoder = Encoder(self._blobs, setup.scattered, setup.max_nbytes)
         self._state = CallState(setup.limits, setup.slots)
         self._tasks: dict[int, tuple[Call, EncodedTask]] = {}
+        self._deliveries: deque[Deliver] = deque()
         self._sent: dict[int, tuple[int, ...]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._n_submitted = 0
@@ -177,12 +182,7 @@ class ParallelCall:
     def _run(self) -> None:
         try:
             while not self._ended:
-                try:
-                    message = self._inbox.get(timeout=_IDLE_S)
-                except queue.Empty:
-                    self._check_engine()
-                else:
-                    self._receive(message)
+                self._turn()
         except BaseException as error:  # a fault of ours, or of the user's iterable: joblib must hear of it
             logger.debug("the call ends with an error", exc_info=True)
             if not self._ended:
@@ -191,28 +191,52 @@ class ParallelCall:
             self._tasks.clear()
             self._blobs.clear()
 
-    def _check_engine(self) -> None:
-        lost = self._session.lost()
-        if lost is not None:
-            for chunk in list(self._sent):
-                self._receive(_Finished(chunk, lost))
+    def _turn(self) -> None:
+        """Take what has come, act on it, and deliver at most one batch.
 
-    def _receive(self, message: Any) -> None:
+        A delivery pulls the user's generator, which may be slow: what it yields must be on its way before the
+        next delivery pulls again.
+        """
+        events = [event for message in self._messages() for event in self._events(message)]
+        for command in self._state.handle_all(events, time.monotonic()):
+            if not isinstance(command, Deliver):
+                self._act(command)
+            elif command.error is None:
+                self._deliveries.append(command)
+            else:
+                self._deliveries.appendleft(command)
+        if self._deliveries and not self._ended:
+            self._deliver(self._deliveries.popleft())
+
+    def _messages(self) -> list[Any]:
+        """Take the messages that are there; of failures among them the earliest task's counts.
+
+        Waits for one if there is nothing else to do.
+        """
+        messages: list[Any] = []
+        try:
+            if not self._deliveries:
+                messages.append(self._inbox.get(timeout=_IDLE_S))
+            while len(messages) < _MAX_TOGETHER:
+                messages.append(self._inbox.get_nowait())
+        except queue.Empty:
+            if not messages and not self._deliveries:
+                lost = self._session.lost()
+                if lost is not None:
+                    messages += [_Finished(chunk, lost) for chunk in self._sent]
+        return messages
+
+    def _events(self, message: Any) -> Iterator[Event]:
+        """Translate a message for the state machine."""
         match message:
             case _Arrived():
-                self._arrived(message)
-            case _Finished():
-                self._finished(message)
+                yield self._arrived(message)
+            case _Finished() if message.chunk in self._sent:
+                yield self._finished(message.chunk, message.outcome)
             case Slots():
-                self._handle(SlotsChanged(message.total))
+                yield SlotsChanged(message.total)
             case BatchConsumed():
-                self._handle(message)
-
-    def _handle(self, event: Event) -> None:
-        for command in self._state.handle(event, time.monotonic()):
-            if self._ended:
-                return
-            self._act(command)
+                yield message
 
     def _act(self, command: Command) -> None:
         match command:
@@ -221,12 +245,10 @@ class ParallelCall:
             case Forget():
                 for task in command.tasks:
                     self._encoder.release(self._tasks.pop(task)[1])
-            case Deliver():
-                self._deliver(command)
             case AskForMore():
                 dispatch_more(self._setup.parallel, command.batches)
 
-    def _arrived(self, message: _Arrived) -> None:
+    def _arrived(self, message: _Arrived) -> BatchArrived:
         self._callbacks.append(message.callback)
         start = self._n_arrived
         self._n_arrived += len(message.calls)
@@ -236,7 +258,7 @@ class ParallelCall:
         else:
             for task in message.encoded:
                 self._encoder.release(task)
-        self._handle(BatchArrived(len(message.calls), message.error))
+        return BatchArrived(len(message.calls), message.error)
 
     def _send(self, command: Send) -> None:
         pairs = [self._tasks[task] for task in command.tasks]
@@ -247,17 +269,14 @@ class ParallelCall:
             chunk, label([call for call, _ in pairs]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
         )
 
-    def _finished(self, message: _Finished) -> None:
-        tasks = self._sent.pop(message.chunk, None)
-        if tasks is None:
-            return
-        if isinstance(message.outcome, Lost):
-            loss = loss_error(message.outcome, tasks[0], self._tasks[tasks[0]][0])
-            self._handle(ChunkLost(message.chunk, message.outcome.kind, loss))
-            return
-        reply = Reply.from_bytes(bytes(message.outcome[0]))
-        results, error = self._results(reply, message.outcome[1:], tasks)
-        self._handle(ChunkReplied(message.chunk, results, error, reply.seconds, reply.nested))
+    def _finished(self, chunk: int, outcome: Outcome) -> Event:
+        tasks = self._sent.pop(chunk)
+        if isinstance(outcome, Lost):
+            error = loss_error(outcome, tasks[0], self._tasks[tasks[0]][0])
+            return ChunkLost(chunk, outcome.kind, error)
+        reply = Reply.from_bytes(bytes(outcome[0]))
+        results, failure = self._results(reply, outcome[1:], tasks)
+        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested)
 
     def _results(
         self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]

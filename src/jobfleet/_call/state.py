@@ -7,7 +7,7 @@ the dataclasses below; the driver does the asking and the telling.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,33 +174,42 @@ class CallState:
     """Batches whose outcome is known and not delivered, in order of completion."""
     _first_undelivered: int = 0
     _empty_since_s: float | None = None
+    _failed: bool = False
+    """A failure has been delivered, or is about to be."""
     _unconsumed: set[int] = field(default_factory=set)
     """Batches that were delivered and whose results were not all taken."""
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
-        """Take an event, give what must be done.
+        """Take an event, give what must be done, see `handle_all`."""
+        return self.handle_all((event,), now_s)
+
+    def handle_all(self, events: Iterable[Event], now_s: float) -> list[Command]:
+        """Take events that are there together, give what must be done.
 
         Parameters
         ----------
-        event
-            What has happened.
+        events
+            What has happened. Of failures among them the earliest in the call's order is delivered first.
         now_s
             Monotonic time.
         """
         commands: list[Command] = []
-        match event:
-            case BatchArrived():
-                self._arrived(event)
-            case ChunkReplied():
-                self._replied(event, commands)
-            case ChunkLost():
-                self._lost(event, commands)
-            case SlotsChanged():
-                self._slots_changed(event, now_s, commands)
-            case BatchConsumed():
-                self._unconsumed.discard(event.batch)
+        for event in events:
+            match event:
+                case BatchArrived():
+                    self._arrived(event)
+                case ChunkReplied():
+                    self._replied(event, commands)
+                case ChunkLost():
+                    self._lost(event, commands)
+                case SlotsChanged():
+                    self._slots_changed(event, now_s, commands)
+                case BatchConsumed():
+                    self._unconsumed.discard(event.batch)
+        if not self._failed:
+            # After a failure joblib ends the call.
+            self._send(commands)
         self._deliver(commands)
-        self._send(commands)
         return commands
 
     @property
@@ -210,6 +219,7 @@ class CallState:
 
     def fail(self, error: BaseException) -> list[Command]:
         """End the call with `error`, which belongs to no task: the first batch that is due gets it."""
+        self._failed = True
         self._queue.clear()
         self._chunks.clear()
         for i in range(self._first_undelivered, len(self._batches)):
@@ -223,10 +233,10 @@ class CallState:
     def _arrived(self, event: BatchArrived) -> None:
         start, number = self._n_tasks, len(self._batches)
         self._n_tasks += event.size
-        batch = _Batch(start, event.size, event.size, [None] * event.size, event.error)
+        batch = _Batch(start, event.size, event.size, [None] * event.size)
         self._batches.append(batch)
         if event.error is not None:
-            self._complete[number] = None
+            self._fail_batch(number, event.error)
             return
         tasks = range(start, start + event.size)
         self._batch_of.update(dict.fromkeys(tasks, number))
@@ -302,6 +312,7 @@ class CallState:
         if batch is not None and batch.error is None:
             batch.error = error
             self._complete[number] = None
+            self._failed = True
 
     def _deliver(self, commands: list[Command]) -> None:
         """Deliver what is complete, failures first, the earliest first; hold back results nobody takes."""
