@@ -198,13 +198,13 @@ class ParallelCall:
         next delivery pulls again.
         """
         events = [event for message in self._messages() for event in self._events(message)]
+        failures: list[Deliver] = []
         for command in self._state.handle_all(events, time.monotonic()):
             if not isinstance(command, Deliver):
                 self._act(command)
-            elif command.error is None:
-                self._deliveries.append(command)
             else:
-                self._deliveries.appendleft(command)
+                (self._deliveries if command.error is None else failures).append(command)
+        self._deliveries.extendleft(reversed(failures))
         if self._deliveries and not self._ended:
             self._deliver(self._deliveries.popleft())
 
