@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -192,9 +193,13 @@ class JobfleetBackend(ParallelBackendBase):
         """Give joblib the results of a batch, or raise its error."""
         return out.get()
 
-    def retrieval_context(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
         """Let other tasks have this thread's slot while it waits, in a task that makes a call."""
-        return self._engine_in_use().waiting()
+        with self._engine_in_use().waiting():
+            if self._call is not None and self.parallel.timeout is None and not self.parallel.return_generator:
+                self._call.wait()
+            yield
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Give up the tasks that are queued or run."""

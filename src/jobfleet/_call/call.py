@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _wire as wire
-from .._compat import dispatch_more, fail_call
+from .._compat import awaits_results, dispatch_more, fail_call
 from .._data.buffers import BlobTable
 from .._data.encode import EncodedTask, Encoder, unpicklable_part
 from .._data.packing import pack
@@ -133,6 +133,7 @@ class ParallelCall:
         self._n_submitted = 0
         self._n_arrived = 0
         self._ended = False
+        self._settled = threading.Event()
         # Its `put` is safe to call from a finalizer, unlike that of a queue with a lock.
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         context = setup.sink.context.copy()
@@ -164,6 +165,14 @@ class ParallelCall:
         self._n_submitted += len(calls)
         self._inbox.put(_Arrived(calls, encoded, error, callback))
 
+    def wait(self) -> None:
+        """Wait until all results are there or the call has failed.
+
+        joblib would ask a hundred times a second, and so lose some milliseconds of every call.
+        """
+        while awaits_results(self._setup.parallel) and not self._settled.wait(_IDLE_S):
+            pass
+
     def abort(self) -> None:
         """Give up all that is queued or runs; returns at once."""
         self._ended = True
@@ -188,6 +197,7 @@ class ParallelCall:
             if not self._ended:
                 fail_call(self._setup.parallel, error)
         finally:
+            self._settled.set()
             self._tasks.clear()
             self._blobs.clear()
 
@@ -207,6 +217,8 @@ class ParallelCall:
         self._deliveries.extendleft(reversed(failures))
         if self._deliveries and not self._ended:
             self._deliver(self._deliveries.popleft())
+            if not awaits_results(self._setup.parallel):
+                self._settled.set()
 
     def _messages(self) -> list[Any]:
         """Take the messages that are there; of failures among them the earliest task's counts.
