@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from .witness import wait_until
+from tests.witness import wait_until
 
 # Started once per process by a library and kept on purpose: Dask's name-resolution and offload executors, the
 # default executor of an event loop.

@@ -14,7 +14,10 @@ import joblib
 import pytest
 from distributed import Client, LocalCluster
 
-from .census import Census, Ledger
+# Tasks of these tests are imported by worker processes, which inherit this path: see `--import-mode` in pyproject.toml.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.census import Census, Ledger
 
 ENGINES = ("scripted", "local", "dask-inprocess", "dask-processes")
 DASK_ENGINES = ("dask-inprocess", "dask-processes")
@@ -28,7 +31,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "engines(*names): run only over these engines, with the reason beside it")
-    config.addinivalue_line("markers", "slow: takes over a quarter of a second; still part of `make test`")
     if config.getoption("--against") == "jobfleet":
         import jobfleet  # noqa: F401 - the import registers the backend, and the debug switch must not
 
