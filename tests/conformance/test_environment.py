@@ -121,6 +121,7 @@ def test_inner_max_num_threads_is_what_the_task_sees(backend, limit):
     assert thread_limits() == before
 
 
+@pytest.mark.engines("dask-processes")  # the limits of the caller's own process are the caller's
 def test_by_default_tasks_do_not_oversubscribe_the_host(backend):
     allowed = max(cpu_count() // 2, 1)
     with backend():

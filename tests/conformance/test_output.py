@@ -149,7 +149,7 @@ def test_warnings_are_warned_in_the_client(backend):
 
 @pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning, RuntimeWarning, OwnWarning])
 def test_the_category_is_kept(backend, category):
-    with backend(), pytest.warns(category, match="complaint 1"):
+    with backend(), pytest.warns(category, match="complaint"):
         Parallel()(delayed(complain)(i, category) for i in range(2))
 
 
