@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ GIVE_BACK_WITHIN_S = 10.0
 
 
 def _threads():
-    return {thread for thread in threading.enumerate() if not thread.name.startswith(LASTING_THREADS)}
+    """Count threads by kind: a pool replaces its threads, as Dask's does when a task leaves it and comes back."""
+    names = (thread.name for thread in threading.enumerate())
+    return Counter(re.sub(r"\d+", "#", name) for name in names if not name.startswith(LASTING_THREADS))
 
 
 def _children():
@@ -46,7 +49,7 @@ def _descriptors():
 class Census:
     """One count of what the process holds."""
 
-    threads: set = field(default_factory=set)
+    threads: Counter = field(default_factory=Counter)
     children: set = field(default_factory=set)
     descriptors: Counter = field(default_factory=Counter)
 
@@ -57,14 +60,14 @@ class Census:
 
     def absorb(self, before, after):
         """Accept what appeared between two counts: it belongs to something that outlives the module."""
-        self.threads |= after.threads - before.threads
+        self.threads += after.threads - before.threads
         self.children |= after.children - before.children
         self.descriptors += after.descriptors - before.descriptors
 
     def excess(self):
         """Describe what is held now beyond this count; empty when nothing is."""
         now = Census.take()
-        found = [f"thread {thread.name}" for thread in now.threads - self.threads]
+        found = [f"{number} more threads: {kind}" for kind, number in (now.threads - self.threads).items()]
         found += [f"process {pid}" for pid, _ in now.children - self.children]
         for kind, number in (now.descriptors - self.descriptors).items():
             if number > (POOLED_SOCKETS if kind == "socket" else 0):

@@ -10,13 +10,6 @@ from joblib import Parallel, delayed, parallel_config
 from tests.cluster.conftest import HERE
 
 
-def can_import_jobfleet():
-    try:
-        return importlib.util.find_spec("jobfleet") is not None
-    except ModuleNotFoundError:
-        return False
-
-
 @pytest.fixture
 def courier(monkeypatch):
     monkeypatch.syspath_prepend(HERE / "for_workers")
@@ -28,6 +21,13 @@ def courier(monkeypatch):
 
 def test_the_workers_cannot_import_jobfleet(bare_client):
     """What the other tests of this file rest on."""
+
+    def can_import_jobfleet():  # a local function travels by value: the scheduler has no tests to import
+        try:
+            return importlib.util.find_spec("jobfleet") is not None
+        except ModuleNotFoundError:
+            return False
+
     assert set(bare_client.run(can_import_jobfleet).values()) == {False}
     assert bare_client.run_on_scheduler(can_import_jobfleet) is False
 

@@ -1,6 +1,5 @@
 """Workers that come late, from zero, or never."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -85,25 +84,17 @@ def test_a_worker_that_joins_in_the_middle_is_used(small_cluster, tmp_path):
     client = small_cluster({"name": "first"})
 
     def task(index):
-        mark(tmp_path / worker_name())
+        here = worker_name()
+        mark(tmp_path / ("first" if here == "first" else "late"))
         if index == 0:
-            open_gate(tmp_path / "joined")
+            open_gate(tmp_path / "started")
             wait_until(lambda: count(tmp_path / "late") >= 1, "a task on the late worker", 20)
         return index
 
-    def join():
-        pass_gate(tmp_path / "joined")
-        client.cluster.worker_spec["late"] = {
-            "cls": client.cluster.worker_spec["first"]["cls"],
-            "options": {**client.cluster.worker_spec["first"]["options"], "name": "late"},
-        }
-        client.cluster._correct_state()
-
-    thread = threading.Thread(target=join)
-    thread.start()
-    with parallel_config("dask", client=client):
+    with parallel_config("dask", client=client), ThreadPoolExecutor(1) as thread:
+        joining = thread.submit(lambda: (pass_gate(tmp_path / "started"), client.cluster.scale(2)))
         assert Parallel(batch_size=1)(delayed(task)(i) for i in range(30)) == list(range(30))
-    thread.join()
+        joining.result(timeout=10)
     assert count(tmp_path / "late") >= 1
 
 

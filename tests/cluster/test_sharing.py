@@ -112,9 +112,7 @@ def test_output_goes_to_the_client_that_called_and_not_to_an_idle_one(script, ba
     if against == "builtin":
         pytest.skip("shows no output at all")
     with contextlib.ExitStack():
-        script.run(
-            PROGRAM.replace("meet(directory, 2)", "pass"), "carol", bare_client.scheduler.address, "nowhere"
-        )
+        script.run(PROGRAM.replace("meet(directory, 2)", "pass"), "carol", bare_client.scheduler.address, "nowhere")
     captured = capsys.readouterr()
     assert "carol" not in captured.out + captured.err
 

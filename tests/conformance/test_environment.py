@@ -144,5 +144,7 @@ def test_the_callers_block_is_not_left_inside_tasks(backend):
             return Parallel()(delayed(square)(i + k) for k in range(3))
 
     with backend():
-        assert Parallel()(delayed(own_choice)(i) for i in range(3)) == [[(i + k) ** 2 for k in range(3)] for i in range(3)]
+        assert Parallel()(delayed(own_choice)(i) for i in range(3)) == [
+            [(i + k) ** 2 for k in range(3)] for i in range(3)
+        ]
         assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]

@@ -114,9 +114,7 @@ def test_closing_inside_a_managed_parallel_cancels_too(backend, tmp_path):
 def test_results_nobody_takes_do_not_pile_up(backend, tmp_path, form):
     number = 300
     with backend():
-        results = Parallel(n_jobs=2, return_as=form, batch_size=1)(
-            delayed(heavy)(tmp_path, i) for i in range(number)
-        )
+        results = Parallel(n_jobs=2, return_as=form, batch_size=1)(delayed(heavy)(tmp_path, i) for i in range(number))
         taken = [next(results)]
         ahead = wait_until_still(lambda: count(tmp_path), window_s=1.0, timeout_s=30)
         taken.extend(results)

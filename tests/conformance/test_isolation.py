@@ -1,6 +1,7 @@
 """Results never depend on where a task ran: no task sees what another did to its arguments, nor does the caller."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_the_argument_is_as_it_was_when_the_call_was_read(backend):
 
     with backend():
         results = Parallel(n_jobs=2, batch_size=1, pre_dispatch=1)(calls())
-    for earlier, later in zip(results, results[1:], strict=False):
+    for earlier, later in itertools.pairwise(results):
         assert later[: len(earlier)] == earlier
     assert results[-1] == list(range(8))
 

@@ -5,7 +5,18 @@ import pytest
 import threadpoolctl
 from joblib import Parallel, delayed, parallel_config
 
-from tests.witness import Presence, mark, meet, names, place
+from tests.witness import (
+    Presence,
+    count,
+    mark,
+    meet,
+    names,
+    open_gate,
+    pass_gate,
+    place,
+    wait_until,
+    wait_until_still,
+)
 
 CLUSTERS = ("dask-inprocess", "dask-processes")
 
@@ -190,17 +201,41 @@ def test_a_threading_block_inside_a_task_is_obeyed(backend):
             assert {inner_pid for inner_pid, _ in inner} == {pid}
 
 
-def endless(n):
-    return Parallel(n_jobs=2)(delayed(endless)(n + 1) for _ in range(2))
+def endless(n, width):
+    return Parallel(n_jobs=2)(delayed(endless)(n + 1, width) for _ in range(width))
 
 
-@pytest.mark.timeout(120)
-def test_endless_recursion_is_a_clear_error(backend, against):
+# A tree of 2**16 tasks would be a burden on the machine, should it not be stopped.
+@pytest.mark.parametrize(("width", "options"), [(1, {}), (2, {"max_nesting_depth": 5})])
+def test_endless_recursion_is_a_clear_error(backend, against, width, options):
     if against != "jobfleet":
         pytest.skip("the others do not stop it")
     from jobfleet.errors import JobfleetError
 
-    with backend():
-        with pytest.raises((JobfleetError, RecursionError), match="(?i)nest|recurs|deep|level"):
-            Parallel(n_jobs=2)(delayed(endless)(0) for _ in range(2))
+    with backend(**options):
+        with pytest.raises(JobfleetError, match="(?i)nest|recurs|deep|level"):
+            Parallel(n_jobs=2)(delayed(endless)(0, width) for _ in range(width))
         assert Parallel()(delayed(square)(i) for i in range(4)) == [0, 1, 4, 9]
+
+
+@pytest.mark.engines(*CLUSTERS)  # an outer task fails while another one's inner tasks run
+def test_the_inner_work_of_a_call_that_failed_is_given_up(backend, tmp_path):
+    gate, started = tmp_path / "gate", tmp_path / "started"
+
+    def inner():
+        mark(started)
+        pass_gate(gate, timeout_s=10)
+
+    def outer(index):
+        if index == 0:
+            wait_until(lambda: count(started) >= 1, "an inner task started", 10)
+            raise LookupError("outer 0")
+        Parallel(n_jobs=2, batch_size=1, pre_dispatch="all")(delayed(inner)() for _ in range(40))
+
+    with backend():
+        with pytest.raises(LookupError, match="outer 0"):
+            Parallel(n_jobs=2, batch_size=1)(delayed(outer)(i) for i in range(2))
+        open_gate(gate)
+        assert Parallel()(delayed(square)(i) for i in range(8)) == [i * i for i in range(8)]
+        number = wait_until_still(lambda: count(started))
+    assert number <= 10, f"{number} of 40 inner tasks started"

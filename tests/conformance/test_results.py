@@ -95,7 +95,9 @@ CALLABLES = {
     "class": lambda: [delayed(complex)(i, 1) for i in range(5)],
     "numpy ufunc": lambda: [delayed(np.sqrt)(float(i)) for i in range(5)],
     "different functions in one call": lambda: [delayed(f)(2.0) for f in (square, abs, np.exp, closure(1))],
-    "positional and keyword arguments": lambda: [delayed(describe)(1, i, a=None, func="f", tasks=[i]) for i in range(5)],
+    "positional and keyword arguments": lambda: [
+        delayed(describe)(1, i, a=None, func="f", tasks=[i]) for i in range(5)
+    ],
     "no arguments": lambda: [delayed(describe)() for i in range(5)],
 }
 

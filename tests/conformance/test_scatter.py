@@ -1,6 +1,7 @@
 """What is scattered is sent once, and every call that passes it by any route uses the sent copy."""
 
 import functools
+import uuid
 
 import numpy as np
 import pandas as pd
@@ -69,7 +70,7 @@ def make(kind):
         made = np.arange(300_000.0).view(CountingArray)
     else:
         made = CountingFrame({"a": np.arange(1000.0)})
-    made.tag = f"{kind}-{id(made)}"
+    made.tag = uuid.uuid4().hex
     return made
 
 
@@ -214,9 +215,8 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_type_says_what_is_accepted(backend, wrong):
-    with pytest.raises(TypeError, match="scatter") as caught:
-        with backend(scatter=WRONG[wrong]):
-            Parallel()(delayed(abs)(i) for i in range(3))
+    with pytest.raises(TypeError, match="scatter") as caught, backend(scatter=WRONG[wrong]):
+        Parallel()(delayed(abs)(i) for i in range(3))
     message = str(caught.value)
     assert type(WRONG[wrong]).__name__ in message
     assert "list" in message or "iterable" in message
@@ -230,8 +230,7 @@ def test_an_unpicklable_one_is_named(backend, against):
     from jobfleet.errors import JobfleetError
 
     lock = threading.Lock()
-    with pytest.raises((JobfleetError, TypeError), match="lock"):
-        with backend(scatter=[[1], lock]):
-            Parallel()(delayed(type_of)(lock) for _ in range(3))
+    with pytest.raises((JobfleetError, TypeError), match="lock"), backend(scatter=[[1], lock]):
+        Parallel()(delayed(type_of)(lock) for _ in range(3))
     with backend():
         assert Parallel()(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
