@@ -1,4 +1,4 @@
-"""The workers need nothing installed from us, and nothing but their task threads and the client touches user objects."""
+"""The workers need nothing from us; nothing but their task threads and the client touches user objects."""
 
 import importlib.util
 import sys

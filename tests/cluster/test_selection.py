@@ -197,7 +197,7 @@ def test_a_closed_client_is_a_clear_error(small_cluster, against):
     living = small_cluster({"name": "w"})
     closed = Client(living.cluster, set_as_default=False)
     closed.close()
-    with pytest.raises(own_error(), match="(?i)closed"), parallel_config("dask", client=closed):
+    with pytest.raises(own_error(), match=r"(?i)closed"), parallel_config("dask", client=closed):
         Parallel()(delayed(square)(i) for i in range(3))
     assert used(client=living) == {"w"}
 
@@ -210,7 +210,7 @@ def test_a_client_closed_between_two_calls_is_a_clear_error(small_cluster, again
     with parallel_config("dask", client=client):
         assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
         client.close()
-        with pytest.raises(own_error(), match="(?i)closed"):
+        with pytest.raises(own_error(), match=r"(?i)closed"):
             Parallel()(delayed(square)(i) for i in range(3))
 
 
@@ -223,7 +223,7 @@ def test_an_asynchronous_client_is_a_clear_error(small_cluster, against):
 
     async def main():
         async with Client(address, asynchronous=True, set_as_default=False) as client:
-            with pytest.raises(own_error(), match="(?i)asynchronous"), parallel_config("dask", client=client):
+            with pytest.raises(own_error(), match=r"(?i)asynchronous"), parallel_config("dask", client=client):
                 Parallel()(delayed(square)(i) for i in range(3))
 
     asyncio.run(main())

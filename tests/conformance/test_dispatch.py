@@ -121,7 +121,7 @@ def test_an_endless_input_can_be_given_up(backend):
     with backend():
         results = Parallel(n_jobs=2, return_as="generator")(delayed(square)(i) for i in itertools.count())
         assert list(itertools.islice(results, 10)) == [i * i for i in range(10)]
-        with pytest.warns(UserWarning):
+        with pytest.warns(UserWarning, match="adjusting the input"):
             results.close()
         assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
 

@@ -96,7 +96,7 @@ def test_an_exception_keeps_type_and_content(backend, kind):
 
 
 def test_the_workers_traceback_is_shown(backend):
-    with backend(), pytest.raises(ValueError, match="^down here$") as caught:
+    with backend(), pytest.raises(ValueError, match=r"^down here$") as caught:
         Parallel(n_jobs=2)(delayed(raise_deep)(lambda: ValueError("down here")) for _ in range(2))
     shown = "".join(traceback.format_exception(caught.value))
     assert "raise_deep" in shown
@@ -413,13 +413,14 @@ def test_a_module_the_workers_lack(backend, own_error, workers_stay, tmp_path, m
     monkeypatch.syspath_prepend(tmp_path)
     import only_in_the_client
 
+    calls = {
+        "function": lambda i: delayed(only_in_the_client.task)(i),
+        "argument": lambda i: delayed(take)(i, only_in_the_client.Thing()),
+    }
     try:
         with backend():
             with pytest.raises(own_error, match="only_in_the_client") as caught:
-                if route == "function":
-                    Parallel(n_jobs=2)(delayed(only_in_the_client.task)(i) for i in range(4))
-                else:
-                    Parallel(n_jobs=2)(delayed(take)(i, only_in_the_client.Thing()) for i in range(4))
+                Parallel(n_jobs=2)(calls[route](i) for i in range(4))
             assert_names_the_call(caught.value, "[0-3]", "task" if route == "function" else "take", "argument|function")
             assert_usable(backend)
     finally:
@@ -436,7 +437,7 @@ def test_system_exit_in_a_task_is_an_error(backend, own_error, workers_stay, kin
         return index
 
     with backend():
-        with pytest.raises(own_error, match="(?i)exit") as caught:
+        with pytest.raises(own_error, match=r"(?i)exit") as caught:
             Parallel(n_jobs=2)(delayed(leave)(i) for i in range(6))
         assert isinstance(caught.value, Exception)
         assert_names_the_call(caught.value, 3, "leave", "exit|task")
@@ -538,9 +539,11 @@ def test_an_interrupted_caller_leaves_nothing_running(backend, tmp_path):
 
 
 def test_an_unknown_option_is_named_with_those_that_exist(backend, own_error):
-    with pytest.raises((own_error, TypeError, ValueError), match="definitely_not_an_option") as caught:
-        with backend(definitely_not_an_option=1):
-            Parallel()(delayed(square)(i) for i in range(3))
+    with (
+        pytest.raises((own_error, TypeError, ValueError), match="definitely_not_an_option") as caught,
+        backend(definitely_not_an_option=1),
+    ):
+        Parallel()(delayed(square)(i) for i in range(3))
     assert "scatter" in str(caught.value)
     with backend():
         assert_usable(backend)
@@ -573,15 +576,16 @@ def test_an_option_of_the_wrong_type_is_named(backend, own_error, option):
 
 @pytest.mark.parametrize("wrong", [42, "tcp://127.0.0.1:1", object()], ids=["number", "address", "object"])
 def test_what_is_not_a_client_is_refused(own_error, wrong):
-    with pytest.raises((TypeError, ValueError), match="client") as caught:
-        with joblib.parallel_config("dask", client=wrong):
-            Parallel()(delayed(square)(i) for i in range(3))
+    with pytest.raises((TypeError, ValueError), match="client") as caught, joblib.parallel_config("dask", client=wrong):
+        Parallel()(delayed(square)(i) for i in range(3))
     assert isinstance(caught.value, own_error)
 
 
 def test_an_engine_that_does_not_exist_is_named(own_error):
-    with pytest.raises((TypeError, ValueError), match="warp") as caught:
-        with joblib.parallel_config("jobfleet", engine="warp"):
-            Parallel()(delayed(square)(i) for i in range(3))
+    with (
+        pytest.raises((TypeError, ValueError), match="warp") as caught,
+        joblib.parallel_config("jobfleet", engine="warp"),
+    ):
+        Parallel()(delayed(square)(i) for i in range(3))
     assert isinstance(caught.value, own_error)
     assert "local" in str(caught.value)

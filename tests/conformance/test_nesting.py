@@ -213,7 +213,7 @@ def test_endless_recursion_is_a_clear_error(backend, against, width, options):
     from jobfleet.errors import JobfleetError
 
     with backend(**options):
-        with pytest.raises(JobfleetError, match="(?i)nest|recurs|deep|level"):
+        with pytest.raises(JobfleetError, match=r"(?i)nest|recurs|deep|level"):
             Parallel(n_jobs=2)(delayed(endless)(0, width) for _ in range(width))
         assert Parallel()(delayed(square)(i) for i in range(4)) == [0, 1, 4, 9]
 

@@ -2,6 +2,7 @@
 
 import functools
 import uuid
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ def scatter_exists(against):
 class Picklings:
     """How often each tagged object was pickled in this process."""
 
-    counts = {}
+    counts: ClassVar = {}
 
     @classmethod
     def add(cls, tag):
