@@ -169,7 +169,7 @@ class JobfleetBackend(ParallelBackendBase):
         self._call = ParallelCall(
             CallSetup(
                 parallel=self.parallel,
-                session=engine.open(options),
+                session=engine.open(options, lends_thread=self._lends_thread()),
                 spec=spec.to_bytes(),
                 limits=limits,
                 slots=self._slots.total,
@@ -197,9 +197,13 @@ class JobfleetBackend(ParallelBackendBase):
     def retrieval_context(self) -> Iterator[None]:
         """Let other tasks have this thread's slot while it waits, in a task that makes a call."""
         with self._engine_in_use().waiting():
-            if self._call is not None and self.parallel.timeout is None and not self.parallel.return_generator:
+            if self._call is not None and self._lends_thread():
                 self._call.wait()
             yield
+
+    def _lends_thread(self) -> bool:
+        """Whether the caller's thread has nothing to do but wait for all results."""
+        return self.parallel.timeout is None and not self.parallel.return_generator
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Give up the tasks that are queued or run."""

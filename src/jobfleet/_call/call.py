@@ -170,6 +170,8 @@ class ParallelCall:
 
         joblib would ask a hundred times a second, and so lose some milliseconds of every call.
         """
+        if awaits_results(self._setup.parallel):
+            self._session.lend_thread()
         while awaits_results(self._setup.parallel) and not self._settled.wait(_IDLE_S):
             pass
 
@@ -197,9 +199,13 @@ class ParallelCall:
             if not self._ended:
                 fail_call(self._setup.parallel, error)
         finally:
-            self._settled.set()
+            self._settle()
             self._tasks.clear()
             self._blobs.clear()
+
+    def _settle(self) -> None:
+        self._settled.set()
+        self._session.settle()
 
     def _turn(self) -> None:
         """Take what has come, act on it, and deliver at most one batch.
@@ -218,7 +224,7 @@ class ParallelCall:
         if self._deliveries and not self._ended:
             self._deliver(self._deliveries.popleft())
             if not awaits_results(self._setup.parallel):
-                self._settled.set()
+                self._settle()
 
     def _messages(self) -> list[Any]:
         """Take the messages that are there; of failures among them the earliest task's counts.

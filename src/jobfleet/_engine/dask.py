@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -45,11 +46,19 @@ class DaskEngine:
     depth
         Nesting depth of the tasks it will be given. Inner work of a task that has started goes before
         outer work that has not: tasks of depth d have Dask's priority raised by d.
+    cancelled
+        Whether the task that makes the calls has been given up, and they with it.
     """
 
-    def __init__(self, find_client: Callable[[Options], distributed.Client], depth: int = 0) -> None:
+    def __init__(
+        self,
+        find_client: Callable[[Options], distributed.Client],
+        depth: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._find_client = find_client
         self.depth = depth
+        self._cancelled = cancelled
         self._pinned: weakref.WeakKeyDictionary[distributed.Client, _Placing] = weakref.WeakKeyDictionary()
 
     def slots(self, options: Options) -> Slots:
@@ -58,10 +67,13 @@ class DaskEngine:
         slots: Slots = client.sync(_wait_for_slots, client, options)
         return slots
 
-    def open(self, options: Options) -> DaskSession:
+    def open(self, options: Options, *, lends_thread: bool) -> DaskSession:
         """Begin a call."""
         client = usable_client(self._find_client(options))
-        return DaskSession(client, options, self.depth, self._pinned.setdefault(client, {}))
+        keywords = options.submit_keywords()
+        keywords["priority"] = keywords.get("priority", 0) + self.depth
+        watched = partial(_slots, client, options)
+        return DaskSession(client, keywords, watched, self._pinned.setdefault(client, {}), self._cancelled)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -155,12 +167,19 @@ class DaskSession:
     """Buffers of scattered objects: they outlive the call."""
     _watcher: asyncio.Task[None] | None
 
-    def __init__(self, client: distributed.Client, options: Options, depth: int, pinned: _Placing) -> None:
+    def __init__(
+        self,
+        client: distributed.Client,
+        keywords: dict[str, Any],
+        slots: Callable[[], Awaitable[Slots]],
+        pinned: _Placing,
+        cancelled: Callable[[], bool],
+    ) -> None:
         self._client = client
+        self._keywords = keywords
+        self._slots = slots
         self._pinned = pinned
-        self._options = options
-        keywords = options.submit_keywords()
-        self._keywords = {**keywords, "priority": keywords.get("priority", 0) + depth}
+        self._cancelled = cancelled
         self._closed = False
         self._futures = set()
         self._placing = {}
@@ -168,7 +187,10 @@ class DaskSession:
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk; returns at once."""
-        self._on_loop(self._run, chunk, label, done)
+        if self._cancelled():
+            done(Lost(LostKind.ABANDONED, RuntimeError("its task was cancelled")))
+        else:
+            self._on_loop(self._run, chunk, label, done)
 
     def drop(self, digest: bytes) -> None:
         """Say that a placed buffer is not needed any more."""
@@ -177,6 +199,12 @@ class DaskSession:
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
         """Have `changed` called with the slots every `_WATCH_INTERVAL_S` seconds."""
         self._on_loop(self._start_watching, changed)
+
+    def lend_thread(self) -> None:
+        """Return at once: the cluster has threads of its own."""
+
+    def settle(self) -> None:
+        """Do nothing: no thread was lent."""
 
     def lost(self) -> Lost | None:
         """Say whether the client has been closed."""
@@ -210,13 +238,13 @@ class DaskSession:
         request, inline = chunk.request, chunk.inline
         if len(request) + sum(map(len, inline)) > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
-        with_code = self._client not in _equipped
+        with_code = self._client not in clients_in_use
         for _ in range(3):
             code = package_code()[1] if with_code else None
             key = f"{label}-{uuid4().hex}"
             reply: Any = await self._run_task(key, code, request, *placed, *inline)
             if not (isinstance(reply, str) and reply == NEED_CODE):
-                _equipped.add(self._client)
+                clients_in_use.add(self._client)
                 return list(reply)
             with_code = True
         raise RuntimeError("the worker did not take the code it asked for")
@@ -273,7 +301,7 @@ class DaskSession:
         while not self._closed:
             await asyncio.sleep(_WATCH_INTERVAL_S)
             try:
-                slots = await _slots(self._client, self._options)
+                slots = await self._slots()
             except (OSError, CommClosedError):
                 continue  # the chunks in flight report a lost scheduler
             if not self._closed:
@@ -289,5 +317,5 @@ class DaskSession:
         self._placing.clear()
 
 
-#: Clients of whose cluster at least one worker has this package.
-_equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
+#: Clients that have run chunks: some worker of theirs has this package.
+clients_in_use: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
