@@ -146,6 +146,27 @@ def test_state_behind_the_function_stays_in_its_task(backend, chunking):
     assert (tally.total, tally.seen, history, partial.args) == (0, [], [], ([],))
 
 
+@pytest.mark.parametrize("chunking", CHUNKINGS)
+def test_state_of_a_function_sent_by_value_stays_in_its_task(backend, chunking):
+    """Defaults, attributes and globals of functions that the workers cannot import."""
+
+    def by_default(i, seen=[]):  # noqa: B006 - the slip this is about
+        seen.append(i)
+        return len(seen)
+
+    def by_attribute(i):
+        by_attribute.calls += 1
+        return by_attribute.calls
+
+    by_attribute.calls = 0
+    module = {"__name__": "__main__"}
+    exec("seen = []\ndef by_global(i):\n    seen.append(i)\n    return len(seen)", module)
+    for function in (by_default, by_attribute, module["by_global"]):
+        with backend():
+            assert Parallel(batch_size=chunking)(delayed(function)(i) for i in range(NUMBER)) == [1] * NUMBER
+    assert (by_attribute.calls, module["seen"]) == (0, [])
+
+
 def test_the_argument_is_as_it_was_when_the_call_was_read(backend):
     """The input changes one list between its calls, as loops do."""
     growing = []
