@@ -70,6 +70,7 @@ class DaskEngine:
     def open(self, options: Options, *, lends_thread: bool) -> DaskSession:
         """Begin a call."""
         client = usable_client(self._find_client(options))
+        clients_in_use.add(client)
         keywords = options.submit_keywords()
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
@@ -238,13 +239,13 @@ class DaskSession:
         request, inline = chunk.request, chunk.inline
         if len(request) + sum(map(len, inline)) > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
-        with_code = self._client not in clients_in_use
+        with_code = self._client not in _equipped
         for _ in range(3):
             code = package_code()[1] if with_code else None
             key = f"{label}-{uuid4().hex}"
             reply: Any = await self._run_task(key, code, request, *placed, *inline)
             if not (isinstance(reply, str) and reply == NEED_CODE):
-                clients_in_use.add(self._client)
+                _equipped.add(self._client)
                 return list(reply)
             with_code = True
         raise RuntimeError("the worker did not take the code it asked for")
@@ -317,5 +318,8 @@ class DaskSession:
         self._placing.clear()
 
 
-#: Clients that have run chunks: some worker of theirs has this package.
+#: Clients that calls of this process use.
 clients_in_use: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
+
+#: Clients of whose cluster at least one worker has this package.
+_equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
