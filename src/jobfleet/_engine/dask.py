@@ -251,6 +251,9 @@ class DaskSession:
         raise RuntimeError("the worker did not take the code it asked for")
 
     async def _run_task(self, key: str, code: bytes | None, *values: Any) -> Any:
+        if self._closed:
+            # It was closed while buffers were placed: nothing would cancel this future any more.
+            raise asyncio.CancelledError
         keywords = self._keywords if code is None else {**self._keywords, "code": code}
         future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
         self._futures.add(future)
@@ -284,6 +287,8 @@ class DaskSession:
 
     def _kind(self, error: BaseException, chunk: PackedChunk) -> LostKind:
         """Translate what Dask raised: the only place that does."""
+        if self._cancelled():
+            return LostKind.ABANDONED
         if isinstance(error, distributed.scheduler.KilledWorker):
             return LostKind.WORKER
         if self._client.status != "running" or isinstance(error, (CommClosedError, OSError)):
@@ -301,6 +306,10 @@ class DaskSession:
     async def _watch(self, changed: Callable[[Slots], None]) -> None:
         while not self._closed:
             await asyncio.sleep(_WATCH_INTERVAL_S)
+            if self._cancelled():
+                # The coroutines that wait for them report it.
+                await self._client.cancel(list(self._futures), asynchronous=True, force=True)
+                return
             try:
                 slots = await self._slots()
             except (OSError, CommClosedError):
