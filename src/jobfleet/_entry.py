@@ -26,4 +26,5 @@ def run(request: Any, values: Sequence[Any]) -> list[Any]:
     list
         A `Reply` as bytes, then the buffers of its results.
     """
-    return run_chunk(Request.from_bytes(request), values, dask_place(nested_backend))
+    with dask_place(nested_backend) as place:
+        return run_chunk(Request.from_bytes(request), values, place)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import distributed
 from distributed.utils import thread_state
 
 from .base import Engine
 from .dask import DaskEngine, clients_in_use
+from .leaving import slot_given_back
 from .local import LocalEngine
 from .place import NestedBackend, TaskPlace
 
 
-def dask_place(nested_backend: NestedBackend) -> TaskPlace:
+@contextlib.contextmanager
+def dask_place(nested_backend: NestedBackend) -> Iterator[TaskPlace]:
     """Give the Dask task that this thread runs."""
     worker = distributed.get_worker()
     key = thread_state.key
@@ -28,7 +33,8 @@ def dask_place(nested_backend: NestedBackend) -> TaskPlace:
             return LocalEngine(nested_backend, depth, cancelled)
         return DaskEngine(lambda options: _client(worker), depth, cancelled)
 
-    return TaskPlace(nested_backend, make_engine, worker.address, cancelled)
+    with slot_given_back(worker, key):
+        yield TaskPlace(nested_backend, make_engine, worker.address, cancelled)
 
 
 def _client(worker: distributed.Worker) -> distributed.Client:
