@@ -59,7 +59,8 @@ class ShippedFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def exec_module(self, module: Any) -> None:
         """Run the module's text; the package can then send itself on from here."""
         module.__shipped__ = self._code
-        exec(compile(self.get_source(module.__name__), f"<{module.__name__}>", "exec"), module.__dict__)
+        # No angle brackets around the name: with them, tracebacks do not ask for the text.
+        exec(compile(self.get_source(module.__name__), f"{module.__name__}.py", "exec"), module.__dict__)
 
     def _file(self, fullname: str) -> str | None:
         rest = fullname.partition(".")[2].replace(".", "/")

@@ -221,7 +221,7 @@ class _Results:
                 data, views, _ = dump(result)
                 copies = [np.array(view, dtype=np.uint8) for view in views]
             except Exception as error:  # user code ran: the result does not pickle
-                raise _Failed(_failure(wire.UNSENDABLE, error, f"result, a {type(result).__name__}")) from None
+                raise _Failed(_failure(wire.UNSENDABLE, error, f"result, a {type(result).__name__},")) from None
             self._groups.append((wire.ONE, data, len(copies)))
             self._buffers.extend(copies)
         self._count += 1

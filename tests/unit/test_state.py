@@ -1,0 +1,606 @@
+"""The state machine of a call: exact scenarios, what is told and what it then asks for."""
+
+import pytest
+
+from jobfleet._call.chunking import LONG_S, TARGET_S
+from jobfleet._call.recovery import MAX_DATA_LOSSES
+from jobfleet._call.state import (
+    AskForMore,
+    BatchArrived,
+    BatchConsumed,
+    CallLimits,
+    CallState,
+    ChunkLost,
+    ChunkReplied,
+    Deliver,
+    Forget,
+    Send,
+    SlotsChanged,
+)
+from jobfleet._engine.base import LostKind
+from jobfleet.errors import NoWorkersError
+
+pytestmark = pytest.mark.timeout(10)
+
+OOPS = ValueError("of the task")
+LOST = RuntimeError("of the cluster")
+
+
+def limits(**changes):
+    values = {
+        "n_jobs": -1,
+        "fixed_batches": False,
+        "streamed": False,
+        "ordered": True,
+        "retries": 0,
+        "follows_slots": True,
+        "no_workers_timeout_s": 60.0,
+    }
+    return CallLimits(**{**values, **changes})
+
+
+class Call:
+    """A call whose chunks are answered by hand; the result of task t is ``10 * t``."""
+
+    def __init__(self, slots=2, **changes):
+        self.state = CallState(limits(**changes), slots)
+        self.now_s = 1000.0
+        self.sent = {}
+        self.delivered = []
+        self.forgotten = []
+        self.asked = 0
+
+    def tell(self, event):
+        """Give what the event leads to, in order, without what only `forgotten` shows."""
+        commands = self.state.handle(event, self.now_s)
+        for command in commands:
+            match command:
+                case Send():
+                    self.sent[command.chunk] = command.tasks
+                case Deliver():
+                    self.delivered.append(command.batch)
+                case Forget():
+                    self.forgotten.extend(command.tasks)
+                case AskForMore():
+                    self.asked += command.batches
+        return [command for command in commands if not isinstance(command, Forget)]
+
+    def arrive(self, size=1, error=None):
+        return self.tell(BatchArrived(size, error))
+
+    def reply(self, tasks, n_done=None, error=None, each_s=LONG_S * 2, nested=False):
+        """Answer the chunk of these tasks."""
+        tasks = tuple(tasks)
+        (chunk,) = (number for number, sent in self.sent.items() if sent == tasks)
+        del self.sent[chunk]
+        n_done = len(tasks) - (error is not None) if n_done is None else n_done
+        results = [10 * task for task in tasks[:n_done]]
+        return self.tell(ChunkReplied(chunk, results, error, each_s * n_done, nested))
+
+    def lose(self, tasks, kind=LostKind.WORKER, error=LOST):
+        tasks = tuple(tasks)
+        (chunk,) = (number for number, sent in self.sent.items() if sent == tasks)
+        del self.sent[chunk]
+        return self.tell(ChunkLost(chunk, kind, error))
+
+    def slots(self, total):
+        return self.tell(SlotsChanged(total))
+
+    def consume(self, batch):
+        return self.tell(BatchConsumed(batch))
+
+    def knows_tasks_to_be(self, each_s):
+        """Let the sizer settle on tasks that take so long."""
+        for _ in range(40):
+            self.state.sizer.observe(self.state.sizer.size, self.state.sizer.size * each_s)
+        return self
+
+
+def sent_tasks(commands):
+    return [command.tasks for command in commands if isinstance(command, Send)]
+
+
+def outcomes(commands):
+    return [(c.batch, c.results, c.error) for c in commands if isinstance(c, Deliver)]
+
+
+# Batches
+
+
+def test_a_batch_is_sent_at_once_and_delivered_when_all_of_it_is_there():
+    call = Call(slots=2)
+    assert sent_tasks(call.arrive(3)) == [(0,), (1,)]
+    assert sent_tasks(call.reply([0])) == [(2,)]
+    assert call.reply([2]) == []
+    assert call.reply([1]) == [Deliver(0, [0, 10, 20], None)]
+    assert call.forgotten == [0, 2, 1]
+    assert not call.state.unfinished
+
+
+def test_results_stand_at_the_place_of_their_task_whatever_order_they_come_in():
+    call = Call(slots=4, fixed_batches=True)
+    for _ in range(4):
+        call.arrive(2)
+    delivered = []
+    for tasks in ([6, 7], [2, 3], [0, 1], [4, 5]):
+        delivered += outcomes(call.reply(tasks))
+    assert delivered == [(3, [60, 70], None), (1, [20, 30], None), (0, [0, 10], None), (2, [40, 50], None)]
+
+
+def test_a_batch_that_cannot_be_sent_is_an_outcome_at_once():
+    call = Call(slots=1)
+    call.arrive(1)
+    assert call.arrive(2, OOPS) == [Deliver(1, [None, None], OOPS)]
+    assert call.arrive(1) == []
+    assert outcomes(call.reply([0])) == [(0, [0], None)]
+    # Its tasks have their numbers all the same.
+    assert call.sent == {1: (3,)}
+
+
+def test_a_batch_may_become_several_chunks_and_a_chunk_several_batches():
+    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 3)
+    assert sent_tasks(call.arrive(4)) == [(0, 1, 2), (3,)]
+    for _ in range(3):
+        call.arrive(1)
+    commands = call.reply([0, 1, 2], each_s=TARGET_S / 3)
+    assert sent_tasks(commands) == [(4, 5, 6)]
+    assert call.reply([3], each_s=TARGET_S / 3) == [Deliver(0, [0, 10, 20, 30], None)]
+    assert outcomes(call.reply([4, 5, 6], each_s=TARGET_S / 3)) == [(1, [40], None), (2, [50], None), (3, [60], None)]
+
+
+def test_the_users_batches_are_the_chunks():
+    call = Call(slots=1, fixed_batches=True).knows_tasks_to_be(TARGET_S / 100)
+    assert sent_tasks(call.arrive(2)) == [(0, 1)]
+    assert sent_tasks(call.arrive(3)) == [(2, 3, 4)]
+    call.arrive(2)
+    call.arrive(2)
+    assert sent_tasks(call.reply([0, 1])) == []  # the tasks have proved to be long
+    assert sent_tasks(call.reply([2, 3, 4])) == [(5, 6)]
+    assert sent_tasks(call.reply([5, 6])) == [(7, 8)]
+
+
+# How many at once
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "slots", "at_once"),
+    [(-1, 4, 4), (-2, 4, 3), (-4, 4, 1), (-9, 4, 1), (1, 4, 1), (3, 4, 3), (4, 4, 4), (9, 4, 4), (-1, 1, 1), (2, 1, 1)],
+)
+def test_n_jobs_bounds_the_chunks_in_flight(n_jobs, slots, at_once):
+    call = Call(slots=slots, n_jobs=n_jobs)
+    call.arrive(20)
+    assert len(call.sent) == at_once
+    call.reply(next(iter(call.sent.values())))
+    assert len(call.sent) == at_once
+
+
+def test_a_chunk_waits_behind_each_that_runs_when_chunks_are_short():
+    call = Call(slots=2)
+    call.arrive(20)
+    assert len(call.sent) == 2, "nothing is known of the tasks yet"
+    call.reply([0], each_s=TARGET_S)
+    assert len(call.sent) == 4
+    call.reply([1], each_s=LONG_S * 10)
+    assert len(call.sent) == 3, "what waits already goes on waiting"
+    for _ in range(3):
+        call.reply(next(iter(call.sent.values())), each_s=LONG_S * 10)
+    assert len(call.sent) == 2
+
+
+@pytest.mark.parametrize("n_jobs", [-2, 3])
+def test_nothing_waits_on_a_slot_that_is_not_ours_to_use(n_jobs):
+    call = Call(slots=4, n_jobs=n_jobs).knows_tasks_to_be(TARGET_S)
+    call.arrive(20)
+    assert len(call.sent) == 3
+
+
+def test_a_call_whose_tasks_make_calls_has_one_chunk_per_slot():
+    call = Call(slots=2).knows_tasks_to_be(TARGET_S)
+    call.arrive(20)
+    assert len(call.sent) == 4
+    for tasks in [(0,), (1,), (2,)]:
+        call.reply(tasks, each_s=TARGET_S, nested=tasks == (0,))
+    assert len(call.sent) == 2
+
+
+def test_fewer_slots_send_nothing_more_until_there_is_room():
+    call = Call(slots=3)
+    call.arrive(20)
+    assert call.slots(1) == []
+    assert sent_tasks(call.reply([0])) == []
+    assert sent_tasks(call.reply([1])) == []
+    assert sent_tasks(call.reply([2])) == [(3,)]
+
+
+# Part of a chunk
+
+
+def test_what_a_chunk_has_left_goes_before_what_waits():
+    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 4)
+    call.arrive(4)
+    call.arrive(4)
+    assert list(call.sent.values()) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    call.arrive(4)
+    assert sent_tasks(call.reply([0, 1, 2, 3], n_done=1, each_s=TARGET_S / 4)) == [(1, 2, 3)]
+    assert call.forgotten == [0]
+    assert outcomes(call.reply([1, 2, 3], each_s=TARGET_S / 4)) == [(0, [0, 10, 20, 30], None)]
+
+
+def test_a_second_reply_for_a_chunk_is_ignored():
+    call = Call(slots=1)
+    call.arrive(2)
+    call.reply([0])
+    assert call.tell(ChunkReplied(0, ["other"], None, 1.0, False)) == []
+    assert call.tell(ChunkLost(0, LostKind.WORKER, LOST)) == []
+    assert call.reply([1]) == [Deliver(0, [0, 10], None)]
+
+
+def test_a_call_that_cannot_tell_is_asked_for_the_rest():
+    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 4)
+    call.arrive(4)
+    assert sent_tasks(call.reply([0, 1, 2, 3], n_done=0)) == [(0, 1, 2, 3)]
+
+
+# Tasks that raise
+
+
+def test_an_exception_is_delivered_at_once_and_once():
+    call = Call(slots=2, fixed_batches=True)
+    call.arrive(3)
+    call.arrive(1)
+    commands = call.reply([0, 1, 2], n_done=1, error=OOPS)
+    assert outcomes(commands) == [(0, [0, None, None], OOPS)]
+    assert {0, 1} <= set(call.forgotten)
+    assert outcomes(call.reply([3])) == [(1, [30], None)]
+    assert call.delivered == [0, 1]
+
+
+@pytest.mark.xfail(strict=True, reason="tasks of a failed batch are sent all the same")
+@pytest.mark.parametrize("fixed_batches", [True, False])
+def test_a_failed_batch_has_no_more_of_its_tasks_run(fixed_batches):
+    call = Call(slots=1, fixed_batches=fixed_batches)
+    call.arrive(3)
+    assert sent_tasks(call.reply(call.sent[0], n_done=0, error=OOPS)) == []
+    assert sorted(call.forgotten) == [0, 1, 2]
+
+
+def test_results_that_come_for_a_failed_batch_are_dropped():
+    call = Call(slots=2)
+    call.arrive(2)
+    assert outcomes(call.reply([0], error=OOPS)) == [(0, [None, None], OOPS)]
+    assert call.reply([1]) == []
+    assert not call.state.unfinished
+
+
+def test_a_second_failure_of_a_batch_is_dropped():
+    call = Call(slots=2)
+    call.arrive(2)
+    call.reply([0], error=OOPS)
+    assert call.reply([1], error=ValueError("later")) == []
+
+
+def test_failures_are_delivered_before_results():
+    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 2)
+    call.arrive(2)
+    call.arrive(1)
+    call.arrive(1)
+    call.reply([0, 1], each_s=TARGET_S / 2)
+    assert outcomes(call.reply([2], each_s=TARGET_S / 2)) == [(1, [20], None)]
+    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 2)
+    call.arrive(4)
+    call.arrive(1)
+    call.arrive(1)
+    call.reply([0, 1], each_s=TARGET_S / 2)
+    call.reply([2, 3], each_s=TARGET_S / 2)
+    assert call.sent == {2: (4, 5)}
+    assert outcomes(call.reply([4, 5], error=OOPS)) == [(2, [None], OOPS), (1, [40], None)]
+
+
+def test_a_task_that_raises_is_tried_again_as_often_as_the_user_says():
+    call = Call(slots=1, retries=2)
+    call.arrive(1)
+    assert sent_tasks(call.reply([0], error=OOPS)) == [(0,)]
+    assert sent_tasks(call.reply([0], error=OOPS)) == [(0,)]
+    last = ValueError("third")
+    assert call.reply([0], error=last) == [Deliver(0, [None], last)]
+
+
+def test_a_retried_task_is_alone_and_its_neighbours_run_once():
+    call = Call(slots=1, retries=1, fixed_batches=True)
+    call.arrive(4)
+    assert sent_tasks(call.reply([0, 1, 2, 3], n_done=1, error=OOPS)) == [(2, 3)]
+    assert sent_tasks(call.reply([2, 3])) == [(1,)]
+    assert call.reply([1]) == [Deliver(0, [0, 10, 20, 30], None)]
+
+
+def test_a_retried_task_is_not_mixed_with_what_comes_later():
+    call = Call(slots=1, retries=1, n_jobs=1).knows_tasks_to_be(TARGET_S / 4)
+    call.arrive(2)
+    call.slots(0)
+    call.reply([0, 1], n_done=1, error=OOPS, each_s=TARGET_S / 4)
+    call.arrive(3)
+    assert sent_tasks(call.slots(1)) == [(1,), (2, 3, 4)]
+
+
+def test_each_task_has_retries_of_its_own():
+    call = Call(slots=1, retries=1)
+    call.arrive(2)
+    assert sent_tasks(call.reply([0], error=OOPS)) == [(0,)]
+    assert sent_tasks(call.reply([0])) == [(1,)]
+    assert sent_tasks(call.reply([1], error=OOPS)) == [(1,)]
+    assert call.reply([1]) == [Deliver(0, [0, 10], None)]
+
+
+# Chunks that are lost
+
+
+def test_a_chunk_whose_data_are_lost_runs_again_whole():
+    call = Call(slots=1, fixed_batches=True)
+    call.arrive(3)
+    for _ in range(MAX_DATA_LOSSES):
+        assert sent_tasks(call.lose([0, 1, 2], LostKind.DATA)) == [(0, 1, 2)]
+    assert call.lose([0, 1, 2], LostKind.DATA) == [Deliver(0, [None] * 3, LOST)]
+    assert call.forgotten == [0, 1, 2]
+
+
+def test_what_has_lost_its_data_is_not_mixed_with_what_has_not():
+    call = Call(slots=1, n_jobs=1).knows_tasks_to_be(TARGET_S / 4)
+    call.arrive(2)
+    call.arrive(2)
+    assert list(call.sent.values()) == [(0, 1), (2, 3)]
+    assert sent_tasks(call.lose([2, 3], LostKind.DATA)) == [(2, 3)]
+    call.slots(0)
+    call.lose([2, 3], LostKind.DATA)
+    call.arrive(2)
+    assert sent_tasks(call.reply([0, 1], each_s=TARGET_S / 4)) == []
+    assert sent_tasks(call.slots(1)) == [(2, 3), (4, 5)]
+
+
+def test_what_may_kill_its_worker_is_not_mixed_with_what_comes_later():
+    call = Call(slots=1, n_jobs=1).knows_tasks_to_be(TARGET_S / 4)
+    call.arrive(2)
+    call.slots(0)
+    call.lose([0, 1])
+    call.arrive(2)
+    assert sent_tasks(call.slots(1)) == [(0,), (1,)]
+    assert sent_tasks(call.reply([0], each_s=TARGET_S / 4)) == [(2, 3)]
+
+
+def test_a_lost_worker_has_its_tasks_run_one_by_one():
+    call = Call(slots=1, fixed_batches=True)
+    call.arrive(3)
+    call.arrive(2)
+    assert sent_tasks(call.lose([0, 1, 2])) == [(0,)]
+    assert sent_tasks(call.reply([0])) == [(1,)]
+    assert sent_tasks(call.reply([1])) == [(2,)]
+    commands = call.reply([2])
+    assert outcomes(commands) == [(0, [0, 10, 20], None)]
+    assert sent_tasks(commands) == [(3, 4)], "the next batch is whole again"
+
+
+def test_a_task_that_loses_its_worker_alone_is_the_one_to_blame():
+    call = Call(slots=2, fixed_batches=True)
+    call.arrive(2)
+    call.arrive(1)
+    call.lose([0, 1])
+    assert outcomes(call.lose([0])) == [(0, [None, None], LOST)]
+    assert outcomes(call.reply([2])) == [(1, [20], None)]
+
+
+@pytest.mark.parametrize("kind", [LostKind.SCHEDULER, LostKind.ENGINE])
+def test_a_lost_cluster_ends_the_batch(kind):
+    call = Call(slots=1, fixed_batches=True)
+    call.arrive(2)
+    assert call.lose([0, 1], kind) == [Deliver(0, [None, None], LOST)]
+
+
+@pytest.mark.xfail(strict=True, reason="only the batch of the chunk's first task is told")
+@pytest.mark.parametrize("kind", [LostKind.SCHEDULER, LostKind.ENGINE])
+def test_every_batch_of_a_chunk_that_is_given_up_gets_its_outcome(kind):
+    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 4)
+    call.arrive(4)
+    for _ in range(4):
+        call.arrive(1)
+    call.reply([0, 1, 2, 3], each_s=TARGET_S / 4)
+    assert (4, 5, 6, 7) not in call.sent.values()
+    tasks = next(tasks for tasks in call.sent.values() if len(tasks) > 1)
+    commands = call.lose(tasks, kind)
+    assert [(batch, error) for batch, _, error in outcomes(commands)] == [(1 + t - 4, LOST) for t in tasks]
+
+
+# Slots
+
+
+def test_new_slots_are_fed_from_the_queue_and_joblib_is_asked_for_more():
+    call = Call(slots=1)
+    call.arrive(5)
+    commands = call.slots(3)
+    assert sent_tasks(commands) == [(1,), (2,)]
+    assert commands[0] == AskForMore(4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "slots", "asked"),
+    [
+        ({"follows_slots": False}, 8, 0),
+        ({"n_jobs": 3}, 8, 2),
+        ({"n_jobs": 2}, 8, 0),
+        ({"n_jobs": -3}, 8, 10),
+        ({}, 2, 0),
+        ({}, 1, 0),
+    ],
+)
+def test_joblib_is_asked_for_as_much_as_the_new_slots_may_run(changes, slots, asked):
+    call = Call(slots=2, **changes)
+    call.slots(slots)
+    assert call.asked == asked
+
+
+@pytest.mark.xfail(strict=True, reason="each return of a slot counts as a new one")
+def test_slots_that_come_back_are_not_new():
+    call = Call(slots=4)
+    for total in [2, 4, 2, 4, 3, 4]:
+        call.slots(total)
+    assert call.asked == 0
+
+
+@pytest.mark.parametrize("n_jobs", [-1, pytest.param(2, marks=pytest.mark.xfail(strict=True, reason="nothing is sent"))])
+def test_a_cluster_that_has_shrunk_to_nothing_is_shown_that_work_waits(n_jobs):
+    """An adaptive cluster starts workers only for tasks that its scheduler knows of."""
+    call = Call(slots=2, n_jobs=n_jobs)
+    call.slots(0)
+    assert len(sent_tasks(call.arrive(4))) >= 1
+
+
+def test_no_slot_for_too_long_ends_the_call():
+    call = Call(slots=2, no_workers_timeout_s=60.0)
+    call.arrive(5)
+    call.slots(0)
+    call.now_s += 60.0
+    assert call.slots(0) == []
+    call.now_s += 0.1
+    ((batch, results, error),) = outcomes(call.slots(0))
+    assert (batch, results) == (0, [None] * 5)
+    assert isinstance(error, NoWorkersError)
+    assert "wait_for_workers_timeout=120" in str(error)
+    assert not call.state.unfinished
+    for chunk in call.sent:
+        assert call.tell(ChunkLost(chunk, LostKind.DATA, LOST)) == []
+
+
+def test_a_slot_that_comes_back_in_time_starts_the_wait_anew():
+    call = Call(slots=1, no_workers_timeout_s=60.0)
+    call.arrive(2)
+    call.slots(0)
+    call.now_s += 59
+    call.slots(1)
+    call.now_s += 59
+    call.slots(0)
+    call.now_s += 59
+    assert call.slots(0) == []
+    assert call.reply([0]) == [Send(1, (1,))]
+
+
+def test_a_call_that_waits_for_nothing_has_no_need_of_slots():
+    call = Call(slots=1, no_workers_timeout_s=60.0)
+    call.arrive(1)
+    call.reply([0])
+    for _ in range(3):
+        call.now_s += 100
+        assert call.slots(0) == []
+
+
+@pytest.mark.xfail(strict=True, reason="the time without work counts as time without workers")
+def test_the_wait_for_slots_begins_when_there_is_work():
+    call = Call(slots=1, no_workers_timeout_s=60.0)
+    for _ in range(3):
+        call.now_s += 100
+        call.slots(0)
+    call.arrive(1)
+    call.now_s += 1
+    assert outcomes(call.slots(0)) == []
+
+
+@pytest.mark.xfail(strict=True, reason="only the first batch is told")
+def test_no_slot_for_too_long_ends_every_batch():
+    call = Call(slots=2, no_workers_timeout_s=60.0)
+    for _ in range(3):
+        call.arrive(1)
+    call.slots(0)
+    call.now_s += 61
+    assert [batch for batch, _, _ in outcomes(call.slots(0))] == [0, 1, 2]
+
+
+# Results that are taken while the call runs
+
+
+def run_ahead(call, n):
+    """Finish tasks 0 to n - 1, each a batch, with a new one for each; give the batches delivered."""
+    for _ in range(n):
+        call.arrive(1)
+    for _ in range(n):
+        call.reply(next(iter(call.sent.values())))
+    return call.delivered
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_results_that_nobody_takes_are_held_back(ordered):
+    call = Call(slots=2, streamed=True, ordered=ordered)
+    assert run_ahead(call, 9) == [0, 1, 2, 3]
+    assert outcomes(call.consume(0)) == [(4, [40], None)]
+    assert outcomes(call.consume(1)) == [(5, [50], None)]
+    for batch in range(2, 9):
+        call.consume(batch)
+    assert call.delivered == list(range(9))
+
+
+def test_results_of_a_call_that_gives_a_list_are_never_held_back():
+    assert run_ahead(Call(slots=1, streamed=False), 50) == list(range(50))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_failure_is_not_held_back(ordered):
+    call = Call(slots=1, streamed=True, ordered=ordered)
+    run_ahead(call, 4)
+    assert call.delivered == [0, 1]
+    call.arrive(1)
+    assert outcomes(call.reply([4], error=OOPS)) == [(4, [None], OOPS)]
+
+
+def test_the_batch_that_the_consumer_waits_for_is_not_held_back():
+    call = Call(slots=2, streamed=True, ordered=True)
+    for _ in range(8):
+        call.arrive(1)
+    for task in [1, 2, 3, 4]:
+        call.reply([task])
+    assert call.delivered == [1, 2, 3, 4], "the look-ahead is used up"
+    assert call.reply([5]) == [Send(6, (6,))]
+    assert outcomes(call.reply([0])) == [(0, [0], None)]
+    # Only what waits for it is let through, not what comes after.
+    assert call.consume(0) == []
+    assert outcomes(call.consume(1)) == [(5, [50], None)]
+
+
+def test_what_is_held_back_goes_in_order():
+    call = Call(slots=2, streamed=True, ordered=True)
+    for _ in range(8):
+        call.arrive(1)
+    for task in [0, 1, 2, 3, 5]:
+        call.reply([task])
+    assert outcomes(call.reply([4])) == []
+    assert outcomes(call.consume(0)) == [(4, [40], None)]
+    assert outcomes(call.consume(1)) == [(5, [50], None)]
+
+
+def test_what_comes_before_all_that_was_delivered_is_held_back_if_the_consumer_waits_for_another():
+    call = Call(slots=3, streamed=True, ordered=True)
+    for _ in range(9):
+        call.arrive(1)
+    for task in [2, 3, 4, 5, 6, 7]:
+        call.reply([task])
+    assert call.delivered == [2, 3, 4, 5, 6, 7]
+    assert outcomes(call.reply([1])) == [], "0 is what it waits for"
+    assert outcomes(call.reply([0])) == [(0, [0], None)]
+    assert outcomes(call.consume(0)) == [(1, [10], None)]
+
+
+def test_batches_are_delivered_as_they_come_when_order_does_not_matter():
+    call = Call(slots=2, streamed=True, ordered=False)
+    for _ in range(8):
+        call.arrive(1)
+    for task in [1, 2, 3, 0]:
+        call.reply([task])
+    assert call.delivered == [1, 2, 3, 0]
+    assert outcomes(call.reply([5])) == outcomes(call.reply([4])) == []
+    assert outcomes(call.consume(3)) == [(5, [50], None)]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize(
+    "n_jobs", [-1, pytest.param(2, marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="min() of nothing"))]
+)
+def test_a_result_is_delivered_though_its_worker_was_the_last(n_jobs, ordered):
+    call = Call(slots=2, n_jobs=n_jobs, streamed=True, ordered=ordered)
+    call.arrive(1)
+    call.slots(0)
+    assert outcomes(call.reply([0])) == [(0, [0], None)]
