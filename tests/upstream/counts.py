@@ -7,7 +7,7 @@ import os
 import pathlib
 
 import dask
-from joblib._parallel_backends import FallbackToBackend
+from joblib._parallel_backends import FallbackToBackend, SequentialBackend
 
 PRELOAD = pathlib.Path(__file__).with_name("worker_count.py")
 
@@ -45,8 +45,8 @@ def count_client(cls):
     def counting_configure(self, *args, **kwargs):
         try:
             n_jobs = configure(self, *args, **kwargs)
-        except FallbackToBackend:  # joblib's other way of saying: one job, run it in the client
-            counts.in_client += 1
+        except FallbackToBackend as fallback:  # joblib's other way of saying: one job, run it in the client
+            counts.in_client += isinstance(fallback.backend, SequentialBackend)
             raise
         counts.in_client += n_jobs == 1
         return n_jobs

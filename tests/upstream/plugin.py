@@ -95,7 +95,12 @@ def pytest_collection_modifyitems(config, items):
                 matched.add(exclusion)
                 break
     if not run.partial:
-        run.unmatched = [exclusion.test for exclusion in EXCLUSIONS[run.suite] if exclusion not in matched]
+        nodeids = {item.nodeid.partition("[")[0].rpartition("/")[2] for item in items}
+        for exclusion in EXCLUSIONS[run.suite]:
+            if exclusion not in matched:
+                run.unmatched.append(exclusion.test)
+            if exclusion.instead and exclusion.instead not in nodeids:
+                run.unmatched.append(f"{exclusion.test}, instead of which {exclusion.instead}")
 
 
 def pytest_runtest_logreport(report):
@@ -153,7 +158,7 @@ def pytest_terminal_summary(terminalreporter, config):
     line(f"Dask tasks that ran outside the client: {workers.outside}, in {workers.processes} processes; inside: {workers.inside}")
     if run.suite == "sklearn":
         line(f"scikit-learn calls that ran outside the client: {workers.sklearn_calls}")
-    line(f"worker restarts between tests: {run.cluster.restarts}")
+    line(f"workers killed between tests, asleep in a task: {run.cluster.kills}; new clusters: {run.cluster.renewals}")
     for reason, number in run.left_out.most_common():
         line(f"left out: {number:4d}  {reason}")
     for test in run.hung:
