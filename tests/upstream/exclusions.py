@@ -16,7 +16,7 @@ class Exclusion:
     """``file::test`` for all its parameters, ``file::test[params]`` for one; ``*`` stands for anything."""
     reason: str
     instead: str | None = None
-    """The test of ours that checks the behaviour the upstream test was after."""
+    """The test in replacements.py that checks the behaviour the upstream test was after."""
     run: bool = True
 
     def matches(self, nodeid):
@@ -35,24 +35,51 @@ JOBLIB_DASK = _exclusions(
     (
         "test_dask_backend_uses_autobatching",
         "private names: asks for the batching of AutoBatchingMixin, and reads its attributes",
-        {"instead": "replacements.py::test_short_tasks_travel_together"},
+        {"instead": "test_short_tasks_travel_together"},
     ),
     (
         "test_no_undesired_distributed_cache_hit",
         "mechanism: counts Dask's scatter events, which are also how jobfleet sends its own code",
-        {"instead": "replacements.py::test_a_changed_argument_is_sent_anew"},
+        {"instead": "test_a_changed_argument_is_sent_anew"},
     ),
     (
         "test_manual_scatter",
         "asks for as many picklings of a scattered object as Dask makes, three; jobfleet makes one",
-        {"instead": "replacements.py::test_scattered_objects_are_pickled_no_more_than_by_dask"},
+        {"instead": "test_scattered_objects_are_pickled_no_more_than_by_dask"},
     ),
     (
         "test_auto_scatter",
         "mechanism: wants arguments of 10 kB scattered; below max_nbytes they are cheaper inside the message",
-        {"instead": "replacements.py::test_a_large_argument_is_held_once_by_a_worker"},
+        {"instead": "test_a_large_argument_is_held_once_by_a_worker"},
     ),
     ("test_errors", "wants an error when there is no client; jobfleet starts a cluster then"),
 )
 
-EXCLUSIONS = {"joblib-dask": JOBLIB_DASK, "joblib-parallel": (), "sklearn": ()}
+JOBLIB_PARALLEL = _exclusions(
+    "joblib/test/test_parallel.py",
+    (
+        "test_nested_loop[loky-dask]",
+        'asks for "dask" in a process of loky\'s, which has never imported jobfleet and does not know the name',
+    ),
+    (
+        "test_backend_nesting_level",
+        "wants level 1 inside a task; joblib's test_dask.py::test_correct_nested_backend wants levels to start afresh",
+    ),
+    (
+        "test_memmapping_leaks",
+        "looks for the files that joblib's memmapping makes in temp_folder; jobfleet makes none",
+        {"instead": "test_large_arguments_are_gone_after_a_call"},
+    ),
+    ("test_backend_batch_statistics_reset", "private names: reads attributes of AutoBatchingMixin"),
+    (
+        "test_threadpool_limitation_in_child_override",
+        "sets environment variables of the client; loky starts its workers afterwards, a cluster runs already",
+    ),
+    (
+        "test_initializer_not_reused",
+        "wants new processes for new initargs; a cluster's workers stay, and are initialised anew",
+        {"instead": "test_new_initargs_initialise_the_same_workers_anew"},
+    ),
+)
+
+EXCLUSIONS = {"joblib-dask": JOBLIB_DASK, "joblib-parallel": JOBLIB_PARALLEL, "sklearn": ()}

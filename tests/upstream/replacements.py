@@ -4,6 +4,7 @@
 """
 
 import itertools
+import time
 import uuid
 
 import distributed
@@ -88,3 +89,37 @@ def test_scattered_objects_are_pickled_no_more_than_by_dask(client):
         client.submit(function, *args, **kwargs, key=uuid.uuid4().hex).result()
     for count, native in zip(ours, [thing.count for thing in objects], strict=True):
         assert 1 <= count <= native
+
+
+def test_large_arguments_are_gone_after_a_call(client):
+    """For ``test_memmapping_leaks``."""
+    arrays = [np.full(2**21, i, dtype=np.uint8) for i in range(4)]
+    with parallel_config("dask"), Parallel() as parallel:
+        assert parallel(delayed(np.ndarray.max)(array) for array in arrays) == [0, 1, 2, 3]
+        deadline = time.monotonic() + 10
+        while any(client.run(lambda dask_worker: len(dask_worker.data)).values()):
+            assert time.monotonic() < deadline, "data of a call that ended is still on the workers"
+            time.sleep(0.02)
+
+
+initialised_with = None
+
+
+def initialise(value):
+    """Leave the value in the process."""
+    globals()["initialised_with"] = value
+
+
+def read_initialised():
+    """Give what the process was initialised with."""
+    return initialised_with
+
+
+def test_new_initargs_initialise_the_same_workers_anew(client):
+    """For ``test_initializer_not_reused``."""
+    with parallel_config("dask"):
+        for value in (1, 2, 3):
+            seen = Parallel(batch_size=1, initializer=initialise, initargs=(value,))(
+                delayed(read_initialised)() for _ in range(10)
+            )
+            assert set(seen) == {value}

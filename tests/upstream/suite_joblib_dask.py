@@ -7,7 +7,6 @@ from distributed.utils_test import loop, loop_in_thread  # noqa: F401 - fixtures
 
 from . import retarget
 
-MODULE = "joblib.test.test_dask"
 BUILTIN = "DaskDistributedBackend"
 
 
