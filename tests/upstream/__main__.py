@@ -6,8 +6,10 @@ import pathlib
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 
+from . import counts
 from .plugin import SUITES
 from .subject import NAMES
 
@@ -32,14 +34,23 @@ def main():
 
 
 def _run(suite, options):
+    with tempfile.TemporaryDirectory(prefix="upstream-") as directory:
+        return _run_pytest(suite, options, pathlib.Path(directory))
+
+
+def _run_pytest(suite, options, directory):
     command = [sys.executable, "-m", "pytest", "-p", "tests.upstream.plugin", f"--upstream-suite={suite}"]
-    command += [f"--against={options.against}", "-c", str(HERE / "pytest.ini"), f"--rootdir={SITE_PACKAGES}"]
+    command += [f"--against={options.against}"]
+    command += ["-c", str(HERE / "pytest.ini"), f"--rootdir={SITE_PACKAGES}"]
     if not any("::" in arg for arg in options.pytest_args):
         command += SUITES[suite].targets(SITE_PACKAGES)
     command += options.pytest_args
     # BLAS threads of the client would compete with the two workers.
     environ = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
-    print(f"\n{suite}: {' '.join(command)}", flush=True)
+    worker_counts = directory / "tasks"
+    worker_counts.touch()
+    environ |= counts.worker_environment(worker_counts, sklearn=suite == "sklearn")
+    print(f"\n{suite}, for at most {DEADLINE_S[suite] / 60:.0f} min", flush=True)
     start = time.monotonic()
     try:
         code = subprocess.run(command, env=environ, timeout=DEADLINE_S[suite]).returncode

@@ -6,7 +6,6 @@ import functools
 import os
 import pathlib
 
-import dask
 from joblib._parallel_backends import FallbackToBackend, SequentialBackend
 
 PRELOAD = pathlib.Path(__file__).with_name("worker_count.py")
@@ -55,15 +54,10 @@ def count_client(cls):
     return counts
 
 
-def prepare_workers(file, *, sklearn):
-    """Make every worker started from here on, in whatever cluster, write to ``file``."""
-    file.touch()
-    # Clusters of this process read the configuration, those of a subprocess the environment.
-    dask.config.set({"distributed.worker.preload": [str(PRELOAD)]})
-    os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = f'["{PRELOAD}"]'
-    os.environ["UPSTREAM_WORKER_COUNTS"] = str(file)
-    if sklearn:
-        os.environ["UPSTREAM_COUNT_SKLEARN"] = "1"
+def worker_environment(file, *, sklearn):
+    """Give the environment variables that make every worker, of whatever cluster, write to ``file``."""
+    variables = {"UPSTREAM_WORKER_COUNTS": str(file), "DASK_DISTRIBUTED__WORKER__PRELOAD": f'["{PRELOAD}"]'}
+    return {**variables, "UPSTREAM_COUNT_SKLEARN": "1"} if sklearn else variables
 
 
 @dataclasses.dataclass
@@ -80,10 +74,10 @@ class WorkerCounts:
     """Single calls made by scikit-learn that ran in another process than the client's."""
 
 
-def read_workers(file):
+def read_workers():
     """Sum up the lines the workers wrote."""
     tasks, calls = collections.Counter(), collections.Counter()
-    for line in file.read_text().splitlines():
+    for line in pathlib.Path(os.environ["UPSTREAM_WORKER_COUNTS"]).read_text().splitlines():
         kind, pid = line.split()
         (tasks if kind == "task" else calls)[int(pid)] += 1
     inside = tasks.pop(os.getpid(), 0)

@@ -1,14 +1,10 @@
 """The pytest plugin of all suites: choice of the backend, the cluster, what is left out, and the counts at the end."""
 
 import collections
-import json
-import pathlib
-import sys
-import tempfile
 
 import pytest
 
-from . import counts, replacements, subject, suite_joblib_dask, suite_joblib_parallel, suite_sklearn
+from . import counts, subject, suite_joblib_dask, suite_joblib_parallel, suite_sklearn
 from .cluster import Cluster
 from .exclusions import EXCLUSIONS
 
@@ -21,17 +17,14 @@ class Run:
     def __init__(self, suite, against):
         self.suite = suite
         self.against = against
+        self.exclusions = EXCLUSIONS[suite]
         self.backend_class = subject.load(against)
         self.client_counts = counts.count_client(self.backend_class)
-        self.worker_file = pathlib.Path(tempfile.mkdtemp(prefix="upstream-")) / "tasks"
         self.cluster = Cluster()
-        self.left_out = collections.Counter()
-        self.unmatched = []
         self.partial = False
-        self.outcomes = collections.Counter()
-        self.stale = []
+        self.left_out = collections.Counter()
         self.hung = []
-        counts.prepare_workers(self.worker_file, sklearn=suite == "sklearn")
+        self.problems = []
 
     def make_backend(self):
         """Return a backend object, made as joblib's tests make theirs: without arguments, before there is a client."""
@@ -39,13 +32,21 @@ class Run:
             self.cluster.start()  # the built-in one asks for a client at once
         return self.backend_class()
 
+    def proves_something(self):
+        """Note what is wrong with a whole run in which all tests passed."""
+        if not self.client_counts.tasks:
+            self.problems.append("not one call went through the backend")
+        if not counts.read_workers().outside:
+            self.problems.append("not one task ran outside the client's process")
+        unclassified = getattr(SUITES[self.suite], "unclassified", ())
+        self.problems += [f"PLANS says nothing about {test}" for test in unclassified]
+
 
 def pytest_addoption(parser):
     """Say which suite this is, and what runs it."""
     group = parser.getgroup("upstream")
     group.addoption("--upstream-suite", choices=tuple(SUITES), required=True)
     group.addoption("--against", choices=subject.NAMES, default="jobfleet")
-    group.addoption("--upstream-summary", type=pathlib.Path, help="write the counts to this file too")
 
 
 def pytest_configure(config):
@@ -54,10 +55,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "upstream_default: runs with the backend under test as joblib's default")
     for name in ("thread_unsafe", "no_cover"):
         config.addinivalue_line("markers", f"{name}: joblib's own")
-    config.upstream = Run(config.getoption("--upstream-suite"), config.getoption("--against"))
-    suite = SUITES[config.upstream.suite]
+    run = config.upstream = Run(config.getoption("--upstream-suite"), config.getoption("--against"))
+    suite = SUITES[run.suite]
     if hasattr(suite, "prepare"):
-        suite.prepare(config.upstream)
+        suite.prepare(run)
     config.pluginmanager.register(suite, "upstream-suite")
 
 
@@ -88,60 +89,43 @@ def pytest_collection_modifyitems(config, items):
     run.partial = bool(config.option.keyword or config.option.markexpr or any("::" in arg for arg in config.args))
     matched = set()
     for item in items:
-        for exclusion in EXCLUSIONS[run.suite]:
-            if exclusion.matches(item.nodeid):
-                item.add_marker(pytest.mark.xfail(reason=exclusion.reason, strict=True, run=exclusion.run))
-                item.user_properties.append(("left out", exclusion.reason))
-                matched.add(exclusion)
-                break
-    if not run.partial:
-        for exclusion in EXCLUSIONS[run.suite]:
-            if exclusion not in matched:
-                run.unmatched.append(exclusion.test)
-            if exclusion.instead and not hasattr(replacements, exclusion.instead):
-                run.unmatched.append(f"{exclusion.test}, instead of which {exclusion.instead}")
-
-
-def pytest_runtest_logreport(report):
-    """Keep account of what left-out tests did, and of tests that hung."""
-    if report.failed and "Timeout (>" in str(report.longrepr):
-        _run.hung.append(report.nodeid)
-
-
-def pytest_sessionstart(session):
-    """Reports come without the configuration."""
-    global _run
-    _run = session.config.upstream
+        exclusion = next((one for one in run.exclusions if one.matches(item.nodeid)), None)
+        if exclusion is not None:
+            item.add_marker(pytest.mark.xfail(reason=exclusion.reason, strict=True, run=exclusion.run))
+            item.upstream_exclusion = exclusion
+            matched.add(exclusion)
+    if run.partial:
+        return
+    replacements = suite_joblib_dask.REPLACEMENTS.read_text()  # importing it would import test_dask.py too early
+    for exclusion in run.exclusions:
+        if exclusion not in matched:
+            run.problems.append(f"this exclusion is about no test: {exclusion.test}")
+        if exclusion.instead and f"def {exclusion.instead}(" not in replacements:
+            run.problems.append(f"there is no {exclusion.instead}, which stands for {exclusion.test}")
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Tell a stale exclusion from a failure."""
+    """Keep account of what left-out tests do, and of tests that hang."""
     outcome = yield
     report = outcome.get_result()
     run = item.config.upstream
-    reasons = [value for name, value in item.user_properties if name == "left out"]
-    if report.when == "call" and reasons:
-        if report.failed and str(report.longrepr).startswith("[XPASS(strict)]"):
-            run.stale.append(item.nodeid)
-    if report.when == "setup" and reasons:
-        run.left_out[reasons[0]] += 1
+    if report.failed and "Timeout (>" in str(report.longrepr):
+        run.hung.append(item.nodeid)
+    if not hasattr(item, "upstream_exclusion"):
+        return
+    if report.when == "setup":
+        run.left_out[item.upstream_exclusion.reason] += 1
+    if report.failed and "[XPASS(strict)]" in str(report.longrepr):
+        run.problems.append(f"left out, but it passes: {item.nodeid}")
 
 
-def pytest_sessionfinish(session, exitstatus):
-    """Fail a run that proves nothing: no call went through the backend, or the list of exclusions is out of date."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    """Fail a run that proves nothing, or whose list of exclusions is out of date."""
     run = session.config.upstream
-    run.workers = counts.read_workers(run.worker_file)
-    run.problems = []
     if not run.partial:
-        if not run.client_counts.tasks:
-            run.problems.append("not one call went through the backend")
-        if not run.workers.outside:
-            run.problems.append("not one task ran outside the client's process")
-        run.problems += [f"this exclusion is about no test: {test}" for test in run.unmatched]
-        if unclassified := getattr(SUITES[run.suite], "unclassified", ()):
-            run.problems += [f"PLANS says nothing about {test}" for test in unclassified]
-    run.problems += [f"left out, but it passes: {test}" for test in run.stale]
+        run.proves_something()
     if run.problems and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -149,15 +133,18 @@ def pytest_sessionfinish(session, exitstatus):
 def pytest_terminal_summary(terminalreporter, config):
     """Print what went through the backend."""
     run = config.upstream
-    client, workers = run.client_counts, run.workers
+    client, workers = run.client_counts, counts.read_workers()
     line = terminalreporter.write_line
     terminalreporter.section(f"{run.suite} on {run.backend_class.__module__}.{run.backend_class.__qualname__}")
-    line(f"Parallel calls run by the backend: {client.calls}; their batches: {client.batches}; tasks in them: {client.tasks}")
-    line(f"calls it left to joblib in the client, one job being asked for: {client.in_client}")
-    line(f"Dask tasks that ran outside the client: {workers.outside}, in {workers.processes} processes; inside: {workers.inside}")
+    line(f"Parallel calls run by the backend: {client.calls}, in {client.batches} batches of {client.tasks} tasks")
+    line(f"Parallel calls it left to joblib to run in the client, one job being asked for: {client.in_client}")
+    line(f"Dask tasks that ran outside the client: {workers.outside}, in {workers.processes} worker processes")
+    line(f"Dask tasks that ran in the client's process, on in-process clusters: {workers.inside}")
     if run.suite == "sklearn":
-        line(f"scikit-learn calls that ran outside the client: {workers.sklearn_calls}")
-    line(f"workers killed between tests, asleep in a task: {run.cluster.kills}; new clusters: {run.cluster.renewals}")
+        line(f"single calls of scikit-learn that ran outside the client: {workers.sklearn_calls}")
+    line(
+        f"workers killed between tests, a task still running: {run.cluster.kills}; new clusters: {run.cluster.renewals}"
+    )
     for reason, number in run.left_out.most_common():
         line(f"left out: {number:4d}  {reason}")
     for test in run.hung:

@@ -7,16 +7,17 @@ from distributed.utils_test import loop, loop_in_thread  # noqa: F401 - fixtures
 
 from . import retarget
 
+REPLACEMENTS = pathlib.Path(__file__).with_name("replacements.py")
 BUILTIN = "DaskDistributedBackend"
 
 
 def targets(package):
     """What pytest is to run."""
-    return [str(package / "joblib/test/test_dask.py"), str(pathlib.Path(__file__).with_name("replacements.py"))]
+    return [str(package / "joblib/test/test_dask.py"), str(REPLACEMENTS)]
 
 
 def prepare(run):
-    """The tests import the class from here."""
+    """Put our class where test_dask.py imports it from, before it does."""
     joblib._dask.DaskDistributedBackend = run.backend_class
 
 

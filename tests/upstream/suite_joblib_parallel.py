@@ -66,6 +66,7 @@ class NotOurs:
 
 WITH_OTHERS = ["dask", "threading", "loky", "multiprocessing", "sequential"]
 OWN_BACKEND = NotOurs("is about a backend class that the test itself defines")
+NESTED_IN_THREADS = NotOurs("is about nesting in threads; test_dask.py has the same test for Dask")
 NO_BACKEND = NotOurs("runs on no backend, or on one that it names for a reason")
 
 PLANS = {
@@ -112,7 +113,7 @@ PLANS = {
     "test_backend_context_manager": ByName(),
     "test_parameterized_backend_context_manager": OWN_BACKEND,
     "test_directly_parameterized_backend_context_manager": OWN_BACKEND,
-    "test_nested_backend_context_manager": NotOurs("is about nesting in threads; test_dask.py has the same test for Dask"),
+    "test_nested_backend_context_manager": NESTED_IN_THREADS,
     "test_nested_backend_in_sequential": ByName(),
     "test_backend_nesting_level": ByName(outer_backend=["dask"], inner_backend=["dask", "threading"]),
     "test_retrieval_context": OWN_BACKEND,
@@ -143,7 +144,7 @@ PLANS = {
     "test_backend_hinting_always_running": AsDefault(),
     "test_backend_hinting_and_constraints_with_custom_backends": OWN_BACKEND,
     "test_invalid_backend_hinting_and_constraints": Renamed(),
-    "test_nested_parallelism_limit": NotOurs("is about nesting in threads; test_dask.py has the same test for Dask"),
+    "test_nested_parallelism_limit": NESTED_IN_THREADS,
     "test_thread_bomb_mitigation": ByName(),
     "test_parallel_thread_limit": NotOurs("needs a compiled helper that joblib does not install"),
     "test_dask_backend_when_dask_not_installed": NotOurs("runs where Dask is not installed"),
@@ -183,16 +184,16 @@ def pytest_pycollect_makeitem(collector, name, obj):
 
 @pytest.fixture(autouse=True, scope="session")
 def _prepare_module(upstream):
-    """Let the scripts that tests run import jobfleet, and the look-up of a pool's workers know a backend without a pool."""
+    """Let the scripts that tests run import jobfleet, and replace what looks at a pool from inside."""
     import joblib.test.test_parallel as module
 
-    module.UNPICKLABLE_CALLABLE_SCRIPT_TEMPLATE_NO_MAIN = IMPORT_US + module.UNPICKLABLE_CALLABLE_SCRIPT_TEMPLATE_NO_MAIN
-    module.UNPICKLABLE_CALLABLE_SCRIPT_TEMPLATE_MAIN = IMPORT_US + module.UNPICKLABLE_CALLABLE_SCRIPT_TEMPLATE_MAIN
+    for name in ("UNPICKLABLE_CALLABLE_SCRIPT_TEMPLATE_NO_MAIN", "UNPICKLABLE_CALLABLE_SCRIPT_TEMPLATE_MAIN"):
+        setattr(module, name, IMPORT_US + getattr(module, name))
     script = module.INTERACTIVE_DEFINED_FUNCTION_AND_CLASS_SCRIPT_CONTENT.replace('"loky"', '"dask"')
     module.INTERACTIVE_DEFINED_FUNCTION_AND_CLASS_SCRIPT_CONTENT = IMPORT_US + script
-    module.check_memmap = check_shared
     module.LokyBackend = upstream.backend_class  # the renamed tests compare with it
-    module.get_workers = _WorkersOf(upstream.backend_class, module.get_workers)
+    module.get_workers = WorkersOf(upstream.backend_class, module.get_workers)
+    module.check_memmap = check_shared
 
 
 def check_shared(array):
@@ -202,8 +203,11 @@ def check_shared(array):
     return array.copy()
 
 
-class _WorkersOf:
-    """joblib finds a pool by private names, to see that an error renews it: for us, each call in a ``with`` has its own."""
+class WorkersOf:
+    """Stands for joblib's look-up of a pool's workers by private names, with which tests see that an error renews it.
+
+    A backend without a pool is said to have a new one for each call in a ``with`` block, and none outside.
+    """
 
     def __init__(self, backend_class, get_workers):
         self.backend_class = backend_class
