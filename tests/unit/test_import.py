@@ -88,7 +88,9 @@ def public(module):
     return {
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType) and getattr(value, "__module__", module.__name__) == module.__name__
+        if not name.startswith("_")
+        and not isinstance(value, types.ModuleType)
+        and getattr(value, "__module__", module.__name__) == module.__name__
     }
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import pytest
+from tests.unit.chunks import Client, Failed, named_in, read
 
 import jobfleet.errors
 from jobfleet._ship import NEED_CODE, bootstrap, package_code
 from jobfleet._wire import Reply, Request, TaskFailure
-from tests.unit.chunks import Client, Failed, named_in, read
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -211,7 +211,13 @@ def test_what_does_not_exist_is_not_found_under_either_name(worker):
         import importlib
 
         found = []
-        for name in ("jobfleet.nothing", "jobfleet._worker.nothing", f"{private}.nothing", "jobfleetx", "jobfleet.nothing.at"):
+        for name in (
+            "jobfleet.nothing",
+            "jobfleet._worker.nothing",
+            f"{private}.nothing",
+            "jobfleetx",
+            "jobfleet.nothing.at",
+        ):
             try:
                 importlib.import_module(name)
             except ModuleNotFoundError:
@@ -316,7 +322,6 @@ def test_two_releases_live_side_by_side(worker):
 
 def race(client, run_chunk, digest, request, code):
     """Stop one thread inside of the first import, and run a chunk in another meanwhile."""
-    import concurrent.futures
     import importlib.abc
     import sys
     import threading
@@ -343,7 +348,6 @@ def race(client, run_chunk, digest, request, code):
     return first.result(20), second.result(20)
 
 
-@pytest.mark.xfail(strict=True, reason="finds the module that the first thread has only begun to import")
 def test_two_threads_may_be_sent_the_source_at_once(worker):
     digest, code = other_release("race")
     packed = Client().pack([encode(abs, -1)])

@@ -214,13 +214,18 @@ class ParallelCall:
         next delivery pulls again.
         """
         events = [event for message in self._messages() for event in self._events(message)]
-        failures: list[Deliver] = []
-        for command in self._state.handle_all(events, time.monotonic()):
-            if not isinstance(command, Deliver):
-                self._act(command)
-            else:
-                (self._deliveries if command.error is None else failures).append(command)
-        self._deliveries.extendleft(reversed(failures))
+        commands = self._state.handle_all(events, time.monotonic())
+        deliveries = [command for command in commands if isinstance(command, Deliver)]
+        # A failure ends joblib's call: nothing may start after it.
+        failures = [delivery for delivery in deliveries if delivery.error is not None]
+        for delivery in failures:
+            self._deliver(delivery)
+        if not awaits_results(self._setup.parallel) and failures:
+            self._settle()
+            return
+        for command in commands:
+            self._act(command)
+        self._deliveries.extend(delivery for delivery in deliveries if delivery.error is None)
         if self._deliveries and not self._ended:
             self._deliver(self._deliveries.popleft())
             if not awaits_results(self._setup.parallel):
