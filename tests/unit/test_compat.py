@@ -9,9 +9,9 @@ from joblib import Parallel, delayed, parallel_config
 
 from jobfleet import _compat
 from jobfleet._compat import (
-    awaits_results,
     FallbackToBackend,
     ParallelBackendBase,
+    awaits_results,
     backend_for_tasks,
     batch_calls,
     dispatch_more,

@@ -320,35 +320,30 @@ def test_two_releases_live_side_by_side(worker):
         assert worker.call(eval, f"__import__('_jobfleet_{digest}').__version__") == release
 
 
-def race(client, run_chunk, digest, request, code):
-    """Stop one thread inside of the first import, and run a chunk in another meanwhile."""
-    import importlib.abc
-    import sys
-    import threading
+def test_two_threads_may_be_sent_the_source_at_once(worker):
+    def race(client, run_chunk, digest, request, code):
+        """Stop one thread inside of the first import, and run a chunk in another meanwhile."""
+        import sys
+        import threading
 
-    inside, go = threading.Event(), threading.Event()
+        inside, go = threading.Event(), threading.Event()
 
-    class Gate(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path=None, target=None):
-            if name == f"_jobfleet_{digest}._engine.task":
+        def gate(event, args):
+            if event == "import" and args[0] == f"_jobfleet_{digest}._engine.task" and not inside.is_set():
                 inside.set()
                 go.wait(20)
 
-    gate = Gate()
-    sys.meta_path.insert(0, gate)
-    first = client.submit(run_chunk, digest, request, code=code, pure=False)
-    assert inside.wait(20)
-    second = client.submit(run_chunk, digest, request, code=code, pure=False)
-    # It either goes wrong at once, or waits for the first.
-    ended = threading.Event()
-    second.add_done_callback(lambda future: ended.set())
-    ended.wait(0.5)
-    go.set()
-    sys.meta_path.remove(gate)
-    return first.result(20), second.result(20)
+        sys.addaudithook(gate)
+        first = client.submit(run_chunk, digest, request, code=code, pure=False)
+        assert inside.wait(20)
+        second = client.submit(run_chunk, digest, request, code=code, pure=False)
+        # It either goes wrong at once, or waits for the first.
+        ended = threading.Event()
+        second.add_done_callback(lambda future: ended.set())
+        ended.wait(0.5)
+        go.set()
+        return first.result(20), second.result(20)
 
-
-def test_two_threads_may_be_sent_the_source_at_once(worker):
     digest, code = other_release("race")
     packed = Client().pack([encode(abs, -1)])
     answers = worker.call_outside_of_tasks(race, bootstrap(), digest, packed.request, code)

@@ -1,7 +1,7 @@
 """Whatever happens to a call, in whatever order: random walks beside a model that only keeps the books."""
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobfleet._call.chunking import BUDGET_S, MAX_WAITING_S
