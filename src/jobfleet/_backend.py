@@ -97,9 +97,14 @@ class JobfleetBackend(ParallelBackendBase):
         verbose: int = 0,
         max_nbytes: int | str | None = "1M",
         mmap_mode: str | None = "r",
+        temp_folder: str | None = None,
+        context: Any = None,
         **options: Any,
     ) -> int:
-        """Prepare for the calls of one `Parallel` object."""
+        """Prepare for the calls of one `Parallel` object.
+
+        joblib passes the named parameters always; `options` are what the user gave to `Parallel`.
+        """
         if self.parallel is not parallel:
             raise FallbackToBackend(self._for(parallel, options))
         self._template.was_used = True
@@ -111,8 +116,9 @@ class JobfleetBackend(ParallelBackendBase):
     def _for(self, parallel: Any, options: dict[str, Any]) -> JobfleetBackend:
         copy = JobfleetBackend(self.nesting_level, self.inner_max_num_threads)
         copy._options = self._options.merged(options)
-        copy._template = self._template if not options else copy
-        copy._engine = self._template._engine
+        if not options:
+            # The engine and the objects sent ahead are those of the block.
+            copy._template = self._template
         copy.parallel = parallel
         return copy
 

@@ -379,7 +379,7 @@ def test_a_worker_that_speaks_another_version_is_told_apart(worker):
     sources = pickle.loads(zlib.decompress(CODE))
     sources["_wire.py"] = sources["_wire.py"].replace("WIRE_VERSION = 1", "WIRE_VERSION = 99")
     code = zlib.compress(pickle.dumps(sources))
-    with pytest.raises(AssertionError, match="WireVersionError: a Request of wire version 1 .* version 99"):
+    with pytest.raises(AssertionError, match=r"WireVersionError: a Request of wire version 1 .* version 99"):
         worker.run([encode(abs, -1)], ("speaks99", code))
 
 

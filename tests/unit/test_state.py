@@ -447,9 +447,9 @@ def test_no_slot_for_too_long_ends_the_call():
     call = Call(slots=2, no_workers_timeout_s=60.0)
     call.arrive(5)
     call.slots(0)
-    call.now_s += 60.0
+    call.now_s += 59.9
     assert call.slots(0) == []
-    call.now_s += 0.1
+    call.now_s += 0.2
     ((batch, results, error),) = outcomes(call.slots(0))
     assert (batch, results) == (0, [None] * 5)
     assert isinstance(error, NoWorkersError)

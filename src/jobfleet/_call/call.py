@@ -304,9 +304,11 @@ class ParallelCall:
     def _results(
         self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]
     ) -> tuple[list[Any], BaseException | None]:
-        """Unpickle the results, and emit what was printed; gives the first failure after them."""
+        """Emit what was printed, and unpickle the results; gives the first failure after them."""
+        n_valid, warning = self._emit(reply, len(tasks))
         results: list[Any] = []
         used = 0
+        error: BaseException | None = None
         for kind, *fields in reply.results:
             if kind == wire.MANY:
                 results.extend(pickle.loads(fields[1]))
@@ -314,21 +316,33 @@ class ParallelCall:
             data, n_buffers = fields
             try:
                 results.append(pickle.loads(data, buffers=[_writable(b) for b in buffers[used : used + n_buffers]]))
-            except Exception as reason:  # user code ran: the result does not unpickle
+            except BaseException as reason:  # user code ran: whatever it is, it must not end this thread
                 task = tasks[len(results)]
-                return results, not_readable(reason, task, self._tasks[task][0], reply.worker)
+                error = not_readable(reason, task, self._tasks[task][0], reply.worker)
+                break
             used += n_buffers
-        error: BaseException | None = None
-        if reply.failure is not None:
-            task = tasks[len(results)]
-            error = task_error(TaskFailure(*reply.failure), task, self._tasks[task][0], reply.worker)
+        else:
+            if reply.failure is not None:
+                task = tasks[len(results)]
+                error = task_error(TaskFailure(*reply.failure), task, self._tasks[task][0], reply.worker)
+        if warning is not None and n_valid <= len(results):
+            return results[:n_valid], warning
+        return results, error
+
+    def _emit(self, reply: Reply, n_tasks: int) -> tuple[int, Warning | None]:
+        """Emit what tasks printed and warned.
+
+        Gives how many tasks there are before the first with a warning that the caller's filters make an
+        error, as they would have in the task, and that warning.
+        """
+        first, error = n_tasks, None
         for position, events in reply.events:
             try:
                 emit(events, self._setup.sink)
             except Warning as warning:
-                # The caller's filters make it an error, as they would have in the task.
-                return results[:position], warning
-        return results, error
+                if error is None:
+                    first, error = position, warning
+        return first, error
 
     def _deliver(self, command: Deliver) -> None:
         callback = self._callbacks[command.batch]

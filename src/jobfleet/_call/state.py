@@ -280,7 +280,7 @@ class CallState:
             self._empty_since_s = None
         elif self._empty_since_s is None:
             self._empty_since_s = now_s
-        elif now_s - self._empty_since_s > self.limits.no_workers_timeout_s:
+        elif now_s - self._empty_since_s >= self.limits.no_workers_timeout_s:
             self._fail_all(no_workers_left(self.limits.no_workers_timeout_s))
             return
         joined = self._concurrency(self.slots) - self._most_concurrent
