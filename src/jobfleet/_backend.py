@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
 import cloudpickle
+import dask.config
 from joblib.disk import memstr_to_bytes
 
 from ._call.call import CallSetup, Outputs, ParallelCall
@@ -16,6 +19,7 @@ from ._compat import FallbackToBackend, ParallelBackendBase, batch_calls, follow
 from ._data.scatter import ScatteredObject, scattered_objects
 from ._engine import forks  # noqa: F401  # must see a fork that happens before the first call
 from ._engine.base import Engine, Slots
+from ._engine.embedded import embedded_client
 from ._engine.local import LocalEngine
 from ._filters import encode_filters
 from ._sink import current_sink
@@ -93,9 +97,14 @@ class JobfleetBackend(ParallelBackendBase):
         verbose: int = 0,
         max_nbytes: int | str | None = "1M",
         mmap_mode: str | None = "r",
+        temp_folder: str | None = None,
+        context: Any = None,
         **options: Any,
     ) -> int:
-        """Prepare for the calls of one `Parallel` object."""
+        """Prepare for the calls of one `Parallel` object.
+
+        joblib passes the named parameters always; `options` are what the user gave to `Parallel`.
+        """
         if self.parallel is not parallel:
             raise FallbackToBackend(self._for(parallel, options))
         self._template.was_used = True
@@ -107,8 +116,9 @@ class JobfleetBackend(ParallelBackendBase):
     def _for(self, parallel: Any, options: dict[str, Any]) -> JobfleetBackend:
         copy = JobfleetBackend(self.nesting_level, self.inner_max_num_threads)
         copy._options = self._options.merged(options)
-        copy._template = self._template if not options else copy
-        copy._engine = self._template._engine
+        if not options:
+            # The engine and the objects sent ahead are those of the block.
+            copy._template = self._template
         copy.parallel = parallel
         return copy
 
@@ -165,7 +175,7 @@ class JobfleetBackend(ParallelBackendBase):
         self._call = ParallelCall(
             CallSetup(
                 parallel=self.parallel,
-                session=engine.open(options),
+                session=engine.open(options, lends_thread=self._lends_thread()),
                 spec=spec.to_bytes(),
                 limits=limits,
                 slots=self._slots.total,
@@ -189,9 +199,17 @@ class JobfleetBackend(ParallelBackendBase):
         """Give joblib the results of a batch, or raise its error."""
         return out.get()
 
-    def retrieval_context(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
         """Let other tasks have this thread's slot while it waits, in a task that makes a call."""
-        return self._engine_in_use().waiting()
+        with self._engine_in_use().waiting():
+            if self._call is not None and self._lends_thread():
+                self._call.wait()
+            yield
+
+    def _lends_thread(self) -> bool:
+        """Whether the caller's thread has nothing to do but wait for all results."""
+        return self.parallel.timeout is None and not self.parallel.return_generator
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Give up the tasks that are queued or run."""
@@ -220,7 +238,11 @@ def nested_backend(spec: CallSpec, engine: Engine) -> JobfleetBackend:
 
 def _make_engine(options: Options) -> Engine:
     if options.engine is None:
-        # Importing distributed takes longer than all the rest; `import jobfleet` must be quick.
+        if "distributed" not in sys.modules and _chooses_nothing(options):
+            # There can be no client yet: the cluster of this process starts its workers first, and
+            # imports distributed while they do.
+            embedded_client()
+        # Importing it takes longer than all the rest; `import jobfleet` must be quick.
         from ._engine.connect import find_client
         from ._engine.dask import DaskEngine
 
@@ -231,6 +253,12 @@ def _make_engine(options: Options) -> Engine:
         raise OptionValueError(f'engine must be "local" or an engine object, got {options.engine!r}')
     engine: Engine = options.engine
     return engine
+
+
+def _chooses_nothing(options: Options) -> bool:
+    """Whether neither the user nor Dask's configuration names a cluster."""
+    chosen = options.client or options.address or options.scheduler_host or options.scheduler_file
+    return chosen is None and dask.config.get("scheduler-address", None) is None
 
 
 def _pickled_initializer(options: Options) -> bytes | None:

@@ -23,7 +23,8 @@ def run_chunk(digest: str, request: Any, *values: Any, code: bytes | None = None
 
     name = "_jobfleet_" + digest
     entry = sys.modules.get(name + "._entry")
-    if entry is None:
+    # Another thread may have it half imported; importing it waits for that thread.
+    if not hasattr(entry, "run"):
         if code is None:
             return "jobfleet:need-code"
         sources = pickle.loads(zlib.decompress(code))
@@ -31,7 +32,7 @@ def run_chunk(digest: str, request: Any, *values: Any, code: bytes | None = None
         exec(sources["_bootstrap.py"], loader)
         loader["install"](name, code, sources)
         entry = importlib.import_module(name + "._entry")
-    return entry.run(request, values)
+    return entry.run(request, values)  # type: ignore[union-attr]
 
 
 class ShippedFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):

@@ -16,6 +16,7 @@ from joblib.parallel import BatchCompletionCallBack, Parallel, ParallelBackendBa
 __all__ = [
     "FallbackToBackend",
     "ParallelBackendBase",
+    "awaits_results",
     "backend_for_tasks",
     "batch_calls",
     "dispatch_more",
@@ -64,6 +65,11 @@ def forget_leftovers(parallel: Parallel) -> None:
     with parallel._lock, contextlib.suppress(queue.Empty):
         while True:
             parallel._ready_batches.get(block=False)
+
+
+def awaits_results(parallel: Parallel) -> bool:
+    """Whether a running call has tasks to dispatch or to complete, and has not failed."""
+    return not parallel._aborting and bool(parallel._wait_retrieval())
 
 
 class backend_for_tasks:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._backend import nested_backend
-from ._engine.task import DaskPlace
+from ._engine.task import dask_place
 from ._wire import Request
 from ._worker.run import run_chunk
 
@@ -26,4 +26,5 @@ def run(request: Any, values: Sequence[Any]) -> list[Any]:
     list
         A `Reply` as bytes, then the buffers of its results.
     """
-    return run_chunk(Request.from_bytes(request), values, DaskPlace(nested_backend))
+    with dask_place(nested_backend) as place:
+        return run_chunk(Request.from_bytes(request), values, place)

@@ -29,6 +29,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if type(obj) is np.memmap:
             # Its file may not exist at the other end: send the array it shows.
             return np.asarray(obj).__reduce_ex__(5)
+        if isinstance(obj, BaseException):
+            # Dask has tblib pickle exceptions in a way that skips their __init__, and some lose
+            # their text by it; the traceback travels as text.
+            return obj.__reduce_ex__(5)
         return super().reducer_override(obj)
 
 

@@ -4,7 +4,7 @@
 JobfleetError
 ├── OptionTypeError (TypeError)        an option of the wrong type, or an unknown one
 ├── OptionValueError (ValueError)      an option whose value cannot be used
-├── ClusterError (RuntimeError)        the cluster cannot be used
+├── ClusterError                       the cluster cannot be used
 │   ├── ClientStateError (ValueError)  the client is closed or asynchronous
 │   ├── NoWorkersError (TimeoutError)  no worker came within the time allowed
 │   ├── ClusterLostError               the scheduler or its connection is gone
@@ -58,7 +58,7 @@ class OptionValueError(JobfleetError, ValueError):
     """Report an option whose value cannot be used."""
 
 
-class ClusterError(JobfleetError, RuntimeError):
+class ClusterError(JobfleetError):
     """Report a cluster that cannot be used."""
 
 

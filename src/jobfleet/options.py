@@ -98,9 +98,12 @@ class Options:
         _integer("retries", self.retries, 0)
         _integer("max_nesting_depth", self.max_nesting_depth, 1)
         object.__setattr__(self, "scatter", _scatter_tuple(self.scatter))
+        if not isinstance(self.initargs, (tuple, list)):
+            raise OptionTypeError(f"initargs must be a tuple of arguments, got {self.initargs!r}")
         object.__setattr__(self, "initargs", tuple(self.initargs))
-        if isinstance(self.workers, str):
-            object.__setattr__(self, "workers", [self.workers])
+        if not isinstance(self.allow_other_workers, bool):
+            raise OptionTypeError(f"allow_other_workers must be a bool, got {self.allow_other_workers!r}")
+        object.__setattr__(self, "workers", _worker_list(self.workers))
         for name, amount in (self.resources or {}).items():
             _number(f"resources[{name!r}]", amount, 0)
         chosen = [n for n in ("client", "address", "scheduler_host", "scheduler_file", "engine") if getattr(self, n)]
@@ -177,12 +180,25 @@ def _integer(name: str, value: Any, least: int) -> None:
         raise OptionValueError(f"{name} must be at least {least}, got {value!r}")
 
 
+def _worker_list(value: Any) -> list[str] | None:
+    workers = [value] if isinstance(value, str) else value
+    if workers is None:
+        return None
+    if not isinstance(workers, (list, tuple, set, frozenset)) or not all(isinstance(w, str) for w in workers):
+        raise OptionTypeError(
+            f"workers must be the address, host or name of a worker, or a list of them, got {value!r}"
+        )
+    return list(workers)
+
+
 def _scatter_tuple(value: Any) -> tuple[Any, ...]:
     """Accept an iterable of objects, but none that is itself data: that is nearly always a slip."""
     accepted = "an iterable (list, tuple...) of the objects to send, as in scatter=[X, y]"
     if value is None:
         return ()
     data_like = isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(value, "__array__")
+    # Sparse matrices have neither, and would be taken row by row.
+    data_like = data_like or (hasattr(value, "shape") and hasattr(value, "dtype"))
     if data_like or not isinstance(value, Iterable):
         raise OptionTypeError(f"scatter must be {accepted}; got one {type(value).__name__}: write scatter=[...]")
     return tuple(value)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from ._backend import nested_backend
 from ._data.packing import PackedChunk
 from ._engine.base import Lost, LostKind, Outcome, Slots
-from ._engine.local import LocalEngine, run_here
+from ._engine.local import LocalEngine, LocalSession
 from ._engine.place import TaskPlace
 from .options import Options
 
@@ -58,7 +57,7 @@ class ScriptedEngine:
         """Give the slots."""
         return Slots(self._n_slots, self._n_slots)
 
-    def open(self, options: Options) -> _ScriptedSession:
+    def open(self, options: Options, *, lends_thread: bool) -> _ScriptedSession:
         """Begin a call."""
         return _ScriptedSession(self._n_slots, self._next_fault)
 
@@ -73,49 +72,24 @@ class ScriptedEngine:
         return self._faults.get(number)
 
 
-_Job = tuple[PackedChunk, Callable[[Outcome], None]] | None
-
-
-class _ScriptedSession:
+class _ScriptedSession(LocalSession):
     """One call's use of a scripted engine; its threads end with it."""
 
     def __init__(self, n_slots: int, next_fault: Callable[[], Fault]) -> None:
+        super().__init__(_place, n_slots)
         self._next_fault = next_fault
-        self._n_slots = n_slots
-        self._closed = False
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._threads: Sequence[threading.Thread] = ()
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
-        """Run a chunk in the next free thread."""
-        if not self._threads:
-            self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._n_slots)]
-            for thread in self._threads:
-                thread.start()
-        self._jobs.put((chunk, done))
+        """Run a chunk in the next free thread, or lose it."""
+        fault = self._next_fault()
+        if fault is None:
+            super().submit(chunk, label, done)
+        else:
+            done(Lost(fault, RuntimeError("scripted")))
 
-    def drop(self, digest: bytes) -> None:
-        """Do nothing: buffers stay where they are."""
 
-    def watch_slots(self, changed: Callable[[Slots], None]) -> None:
-        """Do nothing: the slots never change."""
+def _place(closed: Callable[[], bool]) -> TaskPlace:
+    def make_engine(depth: int) -> LocalEngine:
+        return LocalEngine(nested_backend, depth, closed)
 
-    def lost(self) -> Lost | None:
-        """Give None: this process lives."""
-        return None
-
-    def close(self) -> None:
-        """End the use."""
-        self._closed = True
-        for _ in self._threads:
-            self._jobs.put(None)
-
-    def _work(self) -> None:
-        place = TaskPlace(nested_backend, lambda depth: LocalEngine(nested_backend, depth), "this process")
-        while (job := self._jobs.get()) is not None and not self._closed:
-            chunk, done = job
-            fault = self._next_fault()
-            if fault is None:
-                done(run_here(chunk, place))
-            else:
-                done(Lost(fault, RuntimeError("scripted")))
+    return TaskPlace(nested_backend, make_engine, "this process", closed)

@@ -39,7 +39,9 @@ client = embedded_client()
 def stuck(path):
     open(path, "w").close()
     __import__("re").match("(a+)+$", "a" * 60 + "b")
-futures = [client.submit(stuck, f"stuck{i}") for i in range(2)]
+# A stuck worker cannot give away a task that waits behind the one it runs.
+workers = list(client.run(os.getpid))
+futures = [client.submit(stuck, f"stuck{i}", workers=workers[i]) for i in range(2)]
 while not (os.path.exists("stuck0") and os.path.exists("stuck1")):
     time.sleep(0.01)
 before = time.monotonic()
@@ -73,7 +75,9 @@ client = embedded_client()
 def stuck(path):
     open(path, "w").close()
     __import__("re").match("(a+)+$", "a" * 60 + "b")
-futures = [client.submit(stuck, f"stuck{i}") for i in range(2)]
+# A stuck worker cannot give away a task that waits behind the one it runs.
+workers = list(client.run(os.getpid))
+futures = [client.submit(stuck, f"stuck{i}", workers=workers[i]) for i in range(2)]
 while not (os.path.exists("stuck0") and os.path.exists("stuck1")):
     time.sleep(0.01)
 """
@@ -103,7 +107,16 @@ sys.stdin.read()
 
 
 def test_killed_client_and_janitor(program):
-    pids = program.start_script("embedded_client()" + WAIT).split()
+    # A worker without a task would end because the scheduler has gone.
+    pids = program.start_script(
+        """
+client = embedded_client()
+futures = [client.submit(time.sleep, 1000, workers=worker, pure=False) for worker in client.run(os.getpid)]
+while sum(map(len, client.processing().values())) < 2:
+    time.sleep(0.01)
+"""
+        + WAIT
+    ).split()
     janitor = next(p for p in map(psutil.Process, map(int, pids)) if "-I" in p.cmdline())
     janitor.kill()
     program.popen.kill()

@@ -88,10 +88,13 @@ print(embedded_client().submit(beside.f).result())
 
 
 def test_module_named_like_one_of_the_standard_library_in_the_current_directory(program, head):
-    for name in ("json", "socket", "queue", "os"):
+    for name in ("json", "socket", "queue", "asyncio"):
         (program.directory / f"{name}.py").write_text("raise RuntimeError('shadowed')")
-    # `-P` keeps the directory off the path in the program, so it has to be off in the workers.
-    assert program.run("-P", "-c", head + WORK) == "42\n"
+    # A script elsewhere does not see the current directory, so its workers must not.
+    (program.directory / "elsewhere").mkdir()
+    script = program.directory / "elsewhere" / "script.py"
+    script.write_text(head + WORK)
+    assert program.run(script) == "42\n"
 
 
 def test_other_configuration_is_left_alone(program):
@@ -102,7 +105,8 @@ def test_other_configuration_is_left_alone(program):
         "DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": "1ms",
         "DASK_DISTRIBUTED__WORKER__LIFETIME__DURATION": "1ms",
     }
-    assert program.run_script(WORK) == "42\n"
+    configured = 'assert client.submit(lambda: __import__("dask").config.get("scheduler-address")).result() is None'
+    assert program.run_script(WORK + configured) == "42\n"
 
 
 def test_tasks_can_start_processes(program):
@@ -140,12 +144,16 @@ import warnings
 warnings.simplefilter("ignore")
 client = embedded_client()
 ours = set(client.run(os.getpid).values())
+# Large enough for Dask to pack it on a thread, which the fork will not have.
+large = b"x" * 30_000_000
+assert client.submit(len, large).result() == len(large)
 child = os.fork()
 if child == 0:
     assert not is_embedded(client) and expected_workers() == 0
     other = embedded_client()
     theirs = set(other.run(os.getpid).values())
     assert len(theirs) == 2 and not theirs & ours, theirs
+    assert other.submit(len, large).result(20) == len(large)
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
 assert set(client.run(os.getpid).values()) == ours
@@ -159,6 +167,7 @@ def test_interpreter_that_cannot_import_distributed(program):
     broken.mkdir()
     (broken / "distributed.py").write_text("raise ImportError('no such luck')")
     out = program.run_script(f"""
+import distributed
 from jobfleet._engine.embedded import EmbeddedClusterError
 sys.path.insert(0, {str(broken)!r})
 before = time.monotonic()

@@ -34,7 +34,9 @@ def spec(**changes):
 
 def here():
     """Give this process as the place where chunks run."""
-    return TaskPlace(nested_backend, lambda depth: LocalEngine(nested_backend, depth), "this process")
+    return TaskPlace(
+        nested_backend, lambda depth: LocalEngine(nested_backend, depth), "this process", cancelled=lambda: False
+    )
 
 
 def in_main(source, **names):

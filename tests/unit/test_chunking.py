@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobfleet._call.chunking import BUDGET_S, LONG_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import BUDGET_S, MAX_WAITING_S, MIN_WAITING_S, TARGET_S, ChunkSizer
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -55,14 +55,15 @@ def test_a_chunk_that_finished_nothing_tells_nothing():
     assert (sizer.size, sizer.mean_s) == before
 
 
-def test_short_chunks_wait_behind_one_another_and_long_ones_do_not():
-    assert sized_by(LONG_S * 0.99).chunks_per_slot() == 2
-    assert sized_by(LONG_S * 1.01).chunks_per_slot() == 1
-    assert sized_by(TARGET_S / 100).chunks_per_slot() == 2
+def test_chunks_wait_behind_one_another_unless_they_are_long_or_too_short_for_dask_to_move():
+    assert sized_by(MAX_WAITING_S * 0.99).chunks_per_slot() == 2
+    assert sized_by(MAX_WAITING_S * 1.01).chunks_per_slot() == 1
+    assert sized_by(MIN_WAITING_S * 1.01).chunks_per_slot() == 2
+    assert sized_by(MIN_WAITING_S / GROWTH * 0.99).chunks_per_slot() == 1
 
 
 def test_a_chunk_is_given_more_time_than_it_is_meant_to_take():
-    assert TARGET_S < BUDGET_S < LONG_S
+    assert TARGET_S < BUDGET_S < MAX_WAITING_S
 
 
 @settings(deadline=None, database=None)

@@ -11,6 +11,7 @@ from jobfleet import _compat
 from jobfleet._compat import (
     FallbackToBackend,
     ParallelBackendBase,
+    awaits_results,
     backend_for_tasks,
     batch_calls,
     dispatch_more,
@@ -76,12 +77,33 @@ def test_batch_calls_gives_functions_and_arguments():
     assert list(results) == [(3, 1), {"k": 1}]
 
 
+def test_awaits_results_until_all_batches_are_called_back():
+    backend = ByHand()
+    results = call(backend, [delayed(abs)(-1)])
+    (_, callback) = backend.submitted[0]
+    assert awaits_results(callback.parallel)
+    backend.finish()
+    assert not awaits_results(callback.parallel)
+    assert list(results) == [1]
+
+
 def test_parallelbackendbase_has_what_we_override():
-    for name in (
-        "effective_n_jobs configure start_call stop_call submit compute_batch_size retrieve_result_callback "
-        "retrieval_context abort_everything get_nested_backend supports_retrieve_callback "
-        "supports_inner_max_num_threads supports_return_generator default_n_jobs"
-    ).split():
+    for name in [
+        "effective_n_jobs",
+        "configure",
+        "start_call",
+        "stop_call",
+        "submit",
+        "compute_batch_size",
+        "retrieve_result_callback",
+        "retrieval_context",
+        "abort_everything",
+        "get_nested_backend",
+        "supports_retrieve_callback",
+        "supports_inner_max_num_threads",
+        "supports_return_generator",
+        "default_n_jobs",
+    ]:
         assert hasattr(ParallelBackendBase, name), name
     assert ParallelBackendBase is joblib.parallel.ParallelBackendBase
     backend = ParallelBackendBase.__init__

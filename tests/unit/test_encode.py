@@ -13,12 +13,12 @@ import scipy.sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tests.unit.chunks import Client, Failed, in_main, request
 
 from jobfleet import _wire as wire
 from jobfleet._data import buffers
 from jobfleet._data.encode import unpicklable_part
 from jobfleet._pickling import MIN_SHARED_NBYTES
-from tests.unit.chunks import Client, Failed, in_main, request
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -104,7 +104,6 @@ def test_a_call_is_what_it_was_when_it_was_dispatched():
     assert client.run([task]) == [[1]]
 
 
-@pytest.mark.xfail(strict=True, reason="atoms are pickled when the chunk is cut, from the caller's own dict")
 def test_a_dict_of_keywords_that_is_used_again_does_not_change_what_was_dispatched():
     """joblib takes plain tuples too: ``Parallel()((f, (), kwargs) for ...)``."""
     client = Client()

@@ -28,9 +28,6 @@ def _pickled(request):
     before = copyreg.dispatch_table.copy()
     if request.param == "by tblib":
         tblib.pickling_support.install(*CLASSES)
-        if request.node.callspec.params["cls"] is errors.NoWorkersError:
-            reason = "tblib calls RuntimeError.__new__, which does not make an OSError"
-            request.applymarker(pytest.mark.xfail(strict=True, raises=TypeError, reason=reason))
     else:
         for cls in CLASSES:
             copyreg.dispatch_table.pop(cls, None)
@@ -110,7 +107,6 @@ def test_a_call_error_says_which_call_and_shows_the_message_alone():
     [
         ("OptionTypeError", TypeError),
         ("OptionValueError", ValueError),
-        ("ClusterError", RuntimeError),
         ("ClientStateError", ValueError),
         ("NoWorkersError", TimeoutError),
         ("NestingError", RecursionError),

@@ -10,9 +10,9 @@ import weakref
 import cloudpickle
 import numpy as np
 import pytest
+from tests.unit.chunks import Client, in_main, request
 
 from jobfleet._data.functions import stateless
-from tests.unit.chunks import Client, in_main, request
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -53,9 +53,7 @@ def test_a_function_without_state_is_pickled_once_and_shared(source):
     assert client.run(tasks) == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "function", [math.sqrt, operator.add, len, int, Plain, module_function, Plain.method]
-)
+@pytest.mark.parametrize("function", [math.sqrt, operator.add, len, int, Plain, module_function, Plain.method])
 def test_what_travels_by_name_is_shared(function):
     proof = stateless(function)
     assert proof is not None
@@ -154,13 +152,12 @@ def f(x):
     module.seen.append(x)
     return len(module.seen)""",
 }
-missing_proof = pytest.mark.xfail(strict=True, reason="taken for a function without state")
 
 
 @pytest.mark.parametrize(
     "source",
     [pytest.param(source, id=name) for name, source in WITH_STATE.items()]
-    + [pytest.param(source, id=name, marks=missing_proof) for name, source in STATE_MADE_BY_THE_TASK.items()],
+    + [pytest.param(source, id=name) for name, source in STATE_MADE_BY_THE_TASK.items()],
 )
 def test_no_task_sees_what_another_did_to_its_function(source):
     f = in_main(source)[0].f
@@ -223,7 +220,6 @@ def test_a_global_that_becomes_state_is_state():
     assert client.call(script.f, (), (), ()) == [1, 1, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="only globals that existed are looked at again")
 @pytest.mark.parametrize(
     ("source", "change"),
     [
@@ -254,12 +250,10 @@ def module_sent_by_value(monkeypatch):
     cloudpickle.unregister_pickle_by_value(module)
 
 
-@pytest.mark.xfail(strict=True, reason="taken to travel by name")
 def test_no_task_sees_what_another_did_to_a_module_that_is_sent_by_value(module_sent_by_value):
     assert Client().call(module_sent_by_value.f, (1,), (2,), (3,)) == [1, 1, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="taken to travel by name")
 def test_what_is_rebound_in_a_module_that_is_sent_by_value_is_seen(module_sent_by_value):
     client = Client()
     first = client.encode(module_sent_by_value.k)
@@ -269,7 +263,15 @@ def test_what_is_rebound_in_a_module_that_is_sent_by_value_is_seen(module_sent_b
 
 @pytest.mark.parametrize(
     "function",
-    [functools.partial(len), Plain().method, [].append, np.add, "text".join, type("Local", (), {}), lambda: module_function],
+    [
+        functools.partial(len),
+        Plain().method,
+        [].append,
+        np.add,
+        "text".join,
+        type("Local", (), {}),
+        lambda: module_function,
+    ],
 )
 def test_other_callables_are_pickled_with_each_task(function):
     """The last is a lambda of this module, which cannot be imported; yet all that it uses can."""
@@ -279,7 +281,6 @@ def test_other_callables_are_pickled_with_each_task(function):
         assert stateless(function) is None
 
 
-@pytest.mark.xfail(strict=True, reason="each is kept until the call ends")
 def test_functions_made_for_one_task_each_are_not_all_kept():
     client = Client()
     made = []

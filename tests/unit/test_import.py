@@ -35,7 +35,8 @@ backends_before = dict(joblib.parallel.BACKENDS)
 sys.addaudithook(hook)
 import jobfleet
 from joblib.parallel import BACKENDS
-backends = {name: f"{f.__module__}.{f.__qualname__}" for name, f in BACKENDS.items() if backends_before.get(name) is not f}
+new = {name: f for name, f in BACKENDS.items() if backends_before.get(name) is not f}
+backends = {name: f"{f.__module__}.{f.__qualname__}" for name, f in new.items()}
 print(json.dumps({
     "file": jobfleet.__file__,
     "seen": seen,
@@ -88,7 +89,9 @@ def public(module):
     return {
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType) and getattr(value, "__module__", module.__name__) == module.__name__
+        if not name.startswith("_")
+        and not isinstance(value, types.ModuleType)
+        and getattr(value, "__module__", module.__name__) == module.__name__
     }
 
 

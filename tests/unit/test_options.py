@@ -92,11 +92,11 @@ def test_what_joblibs_own_backends_take_is_accepted(keywords):
         ("retries", 1.5, "integer"),
         ("retries", True, "integer"),
         ("max_nesting_depth", "3", "integer"),
-        pytest.param("initargs", 5, "tuple", marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="bare error")),
-        pytest.param("initargs", None, "tuple", marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="bare error")),
-        pytest.param("initargs", "ab", "tuple", marks=pytest.mark.xfail(strict=True, reason="taken for two arguments")),
-        pytest.param("workers", 5, "worker", marks=pytest.mark.xfail(strict=True, reason="not checked")),
-        pytest.param("allow_other_workers", "no", "bool", marks=pytest.mark.xfail(strict=True, reason="not checked")),
+        ("initargs", 5, "tuple"),
+        ("initargs", None, "tuple"),
+        ("initargs", "ab", "tuple"),
+        ("workers", 5, "worker"),
+        ("allow_other_workers", "no", "bool"),
     ],
 )
 def test_a_wrong_type_is_an_error_that_says_what_is_accepted(name, value, accepted):
@@ -146,7 +146,9 @@ def test_one_worker_is_a_list_of_one(given, kept):
 # Objects to send ahead
 
 
-@pytest.mark.parametrize("value", [[1], (1,), {1}, iter([1]), {"k": 1}.values(), np.array([[1]], dtype=object)[0].tolist()])
+@pytest.mark.parametrize(
+    "value", [[1], (1,), {1}, iter([1]), {"k": 1}.values(), np.array([[1]], dtype=object)[0].tolist()]
+)
 def test_scatter_is_an_iterable_of_objects(value):
     assert Options(scatter=value).scatter == (1,)
 
@@ -156,9 +158,6 @@ def test_scatter_takes_objects_of_any_kind():
     assert list(Options(scatter=objects).scatter) == objects
     assert Options(scatter=None).scatter == ()
     assert Options(scatter=[]).scatter == ()
-
-
-row_by_row = pytest.mark.xfail(strict=True, reason="taken for an iterable of its parts")
 
 
 @pytest.mark.parametrize(
@@ -173,8 +172,8 @@ row_by_row = pytest.mark.xfail(strict=True, reason="taken for an iterable of its
         {"k": np.eye(2)},
         SVC(),
         5,
-        pytest.param(scipy.sparse.csr_matrix(np.eye(2)), marks=row_by_row),
-        pytest.param(scipy.sparse.csr_array(np.eye(2)), marks=row_by_row),
+        scipy.sparse.csr_matrix(np.eye(2)),
+        scipy.sparse.csr_array(np.eye(2)),
     ],
     ids=lambda v: type(v).__name__,
 )
@@ -223,7 +222,13 @@ def test_merging_replaces_what_is_given_and_keeps_the_rest():
 
 def test_dask_is_handed_what_the_user_gave_and_nothing_else():
     assert Options().submit_keywords() == {"priority": 0}
-    given = {"workers": ["a"], "allow_other_workers": True, "resources": {"GPU": 1}, "priority": 5, "fifo_timeout": "1s"}
+    given = {
+        "workers": ["a"],
+        "allow_other_workers": True,
+        "resources": {"GPU": 1},
+        "priority": 5,
+        "fifo_timeout": "1s",
+    }
     assert Options(**given, retries=3, address="x", pure=True).submit_keywords() == given
 
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from tests.unit.chunks import Client, in_main, request, spec
 
 from jobfleet._pickling import MIN_SHARED_NBYTES
 from jobfleet._wire import MANY, ONE
-from tests.unit.chunks import Client, in_main, request, spec
 
 pytestmark = pytest.mark.timeout(20)
 

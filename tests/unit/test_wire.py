@@ -5,12 +5,12 @@ import os
 import pickle
 
 import pytest
+from tests.unit.chunks import Client, here, named_in, request, run_here, spec
 
 from jobfleet import _wire as wire
 from jobfleet._data.encode import Encoder
 from jobfleet._wire import WIRE_VERSION, CallSpec, Reply, Request, TaskFailure, process_token
 from jobfleet.errors import WireVersionError
-from tests.unit.chunks import Client, here, named_in, request, run_here, spec
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -98,7 +98,9 @@ def test_a_worker_that_gets_a_spec_of_another_version_says_so(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(wire, "WIRE_VERSION", 99)
         other = spec()
-    packed = dataclasses.replace(client.pack(tasks), request=dataclasses.replace(request(client.pack(tasks)), spec=other).to_bytes())
+    packed = dataclasses.replace(
+        client.pack(tasks), request=dataclasses.replace(request(client.pack(tasks)), spec=other).to_bytes()
+    )
     outcome = run_here(packed, here())
     assert isinstance(outcome.error, WireVersionError)
 

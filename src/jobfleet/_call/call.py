@@ -7,12 +7,13 @@ import pickle
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .. import _wire as wire
-from .._compat import dispatch_more, fail_call
+from .._compat import awaits_results, dispatch_more, fail_call
 from .._data.buffers import BlobTable
 from .._data.encode import EncodedTask, Encoder, unpicklable_part
 from .._data.packing import pack
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 #: How often an idle driver checks that its engine still lives.
 _IDLE_S = 5.0
+
+#: How many messages the driver takes before it acts.
+_MAX_TOGETHER = 64
 
 #: How long the end of a call waits for its thread.
 _JOIN_S = 5.0
@@ -123,11 +127,13 @@ class ParallelCall:
         self._encoder = Encoder(self._blobs, setup.scattered, setup.max_nbytes)
         self._state = CallState(setup.limits, setup.slots)
         self._tasks: dict[int, tuple[Call, EncodedTask]] = {}
+        self._deliveries: deque[Deliver] = deque()
         self._sent: dict[int, tuple[int, ...]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._n_submitted = 0
         self._n_arrived = 0
         self._ended = False
+        self._settled = threading.Event()
         # Its `put` is safe to call from a finalizer, unlike that of a queue with a lock.
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         context = setup.sink.context.copy()
@@ -159,6 +165,16 @@ class ParallelCall:
         self._n_submitted += len(calls)
         self._inbox.put(_Arrived(calls, encoded, error, callback))
 
+    def wait(self) -> None:
+        """Wait until all results are there or the call has failed.
+
+        joblib would ask a hundred times a second, and so lose some milliseconds of every call.
+        """
+        if awaits_results(self._setup.parallel):
+            self._session.lend_thread()
+        while awaits_results(self._setup.parallel) and not self._settled.wait(_IDLE_S):
+            pass
+
     def abort(self) -> None:
         """Give up all that is queued or runs; returns at once."""
         self._ended = True
@@ -177,42 +193,73 @@ class ParallelCall:
     def _run(self) -> None:
         try:
             while not self._ended:
-                try:
-                    message = self._inbox.get(timeout=_IDLE_S)
-                except queue.Empty:
-                    self._check_engine()
-                else:
-                    self._receive(message)
+                self._turn()
         except BaseException as error:  # a fault of ours, or of the user's iterable: joblib must hear of it
             logger.debug("the call ends with an error", exc_info=True)
             if not self._ended:
                 fail_call(self._setup.parallel, error)
         finally:
+            self._settle()
             self._tasks.clear()
             self._blobs.clear()
 
-    def _check_engine(self) -> None:
-        lost = self._session.lost()
-        if lost is not None:
-            for chunk in list(self._sent):
-                self._receive(_Finished(chunk, lost))
+    def _settle(self) -> None:
+        self._settled.set()
+        self._session.settle()
 
-    def _receive(self, message: Any) -> None:
+    def _turn(self) -> None:
+        """Take what has come, act on it, and deliver at most one batch.
+
+        A delivery pulls the user's generator, which may be slow: what it yields must be on its way before the
+        next delivery pulls again.
+        """
+        events = [event for message in self._messages() for event in self._events(message)]
+        commands = self._state.handle_all(events, time.monotonic())
+        deliveries = [command for command in commands if isinstance(command, Deliver)]
+        # A failure ends joblib's call: nothing may start after it.
+        failures = [delivery for delivery in deliveries if delivery.error is not None]
+        for delivery in failures:
+            self._deliver(delivery)
+        if not awaits_results(self._setup.parallel) and failures:
+            self._settle()
+            return
+        for command in commands:
+            self._act(command)
+        self._deliveries.extend(delivery for delivery in deliveries if delivery.error is None)
+        if self._deliveries and not self._ended:
+            self._deliver(self._deliveries.popleft())
+            if not awaits_results(self._setup.parallel):
+                self._settle()
+
+    def _messages(self) -> list[Any]:
+        """Take the messages that are there; of failures among them the earliest task's counts.
+
+        Waits for one if there is nothing else to do.
+        """
+        messages: list[Any] = []
+        try:
+            if not self._deliveries:
+                messages.append(self._inbox.get(timeout=_IDLE_S))
+            while len(messages) < _MAX_TOGETHER:
+                messages.append(self._inbox.get_nowait())
+        except queue.Empty:
+            if not messages and not self._deliveries:
+                lost = self._session.lost()
+                if lost is not None:
+                    messages += [_Finished(chunk, lost) for chunk in self._sent]
+        return messages
+
+    def _events(self, message: Any) -> Iterator[Event]:
+        """Translate a message for the state machine."""
         match message:
             case _Arrived():
-                self._arrived(message)
-            case _Finished():
-                self._finished(message)
+                yield self._arrived(message)
+            case _Finished() if message.chunk in self._sent:
+                yield self._finished(message.chunk, message.outcome)
             case Slots():
-                self._handle(SlotsChanged(message.total))
+                yield SlotsChanged(message.total)
             case BatchConsumed():
-                self._handle(message)
-
-    def _handle(self, event: Event) -> None:
-        for command in self._state.handle(event, time.monotonic()):
-            if self._ended:
-                return
-            self._act(command)
+                yield message
 
     def _act(self, command: Command) -> None:
         match command:
@@ -221,12 +268,10 @@ class ParallelCall:
             case Forget():
                 for task in command.tasks:
                     self._encoder.release(self._tasks.pop(task)[1])
-            case Deliver():
-                self._deliver(command)
             case AskForMore():
                 dispatch_more(self._setup.parallel, command.batches)
 
-    def _arrived(self, message: _Arrived) -> None:
+    def _arrived(self, message: _Arrived) -> BatchArrived:
         self._callbacks.append(message.callback)
         start = self._n_arrived
         self._n_arrived += len(message.calls)
@@ -236,7 +281,7 @@ class ParallelCall:
         else:
             for task in message.encoded:
                 self._encoder.release(task)
-        self._handle(BatchArrived(len(message.calls), message.error))
+        return BatchArrived(len(message.calls), message.error)
 
     def _send(self, command: Send) -> None:
         pairs = [self._tasks[task] for task in command.tasks]
@@ -247,24 +292,23 @@ class ParallelCall:
             chunk, label([call for call, _ in pairs]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
         )
 
-    def _finished(self, message: _Finished) -> None:
-        tasks = self._sent.pop(message.chunk, None)
-        if tasks is None:
-            return
-        if isinstance(message.outcome, Lost):
-            loss = loss_error(message.outcome, tasks[0], self._tasks[tasks[0]][0])
-            self._handle(ChunkLost(message.chunk, message.outcome.kind, loss))
-            return
-        reply = Reply.from_bytes(bytes(message.outcome[0]))
-        results, error = self._results(reply, message.outcome[1:], tasks)
-        self._handle(ChunkReplied(message.chunk, results, error, reply.seconds, reply.nested))
+    def _finished(self, chunk: int, outcome: Outcome) -> Event:
+        tasks = self._sent.pop(chunk)
+        if isinstance(outcome, Lost):
+            error = loss_error(outcome, tasks[0], self._tasks[tasks[0]][0])
+            return ChunkLost(chunk, outcome.kind, error)
+        reply = Reply.from_bytes(bytes(outcome[0]))
+        results, failure = self._results(reply, outcome[1:], tasks)
+        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested)
 
     def _results(
         self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]
     ) -> tuple[list[Any], BaseException | None]:
-        """Unpickle the results, and emit what was printed; gives the first failure after them."""
+        """Emit what was printed, and unpickle the results; gives the first failure after them."""
+        n_valid, warning = self._emit(reply, len(tasks))
         results: list[Any] = []
         used = 0
+        error: BaseException | None = None
         for kind, *fields in reply.results:
             if kind == wire.MANY:
                 results.extend(pickle.loads(fields[1]))
@@ -272,21 +316,33 @@ class ParallelCall:
             data, n_buffers = fields
             try:
                 results.append(pickle.loads(data, buffers=[_writable(b) for b in buffers[used : used + n_buffers]]))
-            except Exception as reason:  # user code ran: the result does not unpickle
+            except BaseException as reason:  # user code ran: whatever it is, it must not end this thread
                 task = tasks[len(results)]
-                return results, not_readable(reason, task, self._tasks[task][0], reply.worker)
+                error = not_readable(reason, task, self._tasks[task][0], reply.worker)
+                break
             used += n_buffers
-        error: BaseException | None = None
-        if reply.failure is not None:
-            task = tasks[len(results)]
-            error = task_error(TaskFailure(*reply.failure), task, self._tasks[task][0], reply.worker)
+        else:
+            if reply.failure is not None:
+                task = tasks[len(results)]
+                error = task_error(TaskFailure(*reply.failure), task, self._tasks[task][0], reply.worker)
+        if warning is not None and n_valid <= len(results):
+            return results[:n_valid], warning
+        return results, error
+
+    def _emit(self, reply: Reply, n_tasks: int) -> tuple[int, Warning | None]:
+        """Emit what tasks printed and warned.
+
+        Gives how many tasks there are before the first with a warning that the caller's filters make an
+        error, as they would have in the task, and that warning.
+        """
+        first, error = n_tasks, None
         for position, events in reply.events:
             try:
                 emit(events, self._setup.sink)
             except Warning as warning:
-                # The caller's filters make it an error, as they would have in the task.
-                return results[:position], warning
-        return results, error
+                if error is None:
+                    first, error = position, warning
+        return first, error
 
     def _deliver(self, command: Deliver) -> None:
         callback = self._callbacks[command.batch]

@@ -8,8 +8,11 @@ TARGET_S = 0.2
 #: A chunk may run this long before the worker returns what it has, however wrong the estimate was.
 BUDGET_S = 2 * TARGET_S
 
-#: Chunks longer than this are not queued behind one another on a worker.
-LONG_S = 1.0
+#: A chunk waits on a worker behind another one only if chunks last this long at least and at most. If one of
+#: shorter ones turns out long, Dask never moves what waits behind it (it steals nothing whose duration is below
+#: a hundredth of its latency); behind longer ones the wait itself would be long, and a round trip matters little.
+MIN_WAITING_S = 0.02
+MAX_WAITING_S = 1.0
 
 _MAX_GROWTH = 8
 _MAX_SIZE = 10_000
@@ -42,6 +45,6 @@ class ChunkSizer:
 
     def chunks_per_slot(self) -> int:
         """Give how many chunks a slot has: one runs, and one waits if chunks are known to be short."""
-        if self.mean_s is None or self.mean_s * self.size > LONG_S:
+        if self.mean_s is None or not MIN_WAITING_S <= self.mean_s * self.size <= MAX_WAITING_S:
             return 1
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import reprlib
 from typing import Any
@@ -31,7 +32,10 @@ _short.maxlevel = 2
 
 def describe(call: Call) -> str:
     """Shorten a call for a message: ``"fit(SVC(), array([[0., 1....], k=3)"``."""
+    function: Any
     function, args, kwargs = call
+    while isinstance(function, functools.partial):
+        function, args, kwargs = function.func, (*function.args, *args), {**function.keywords, **kwargs}
     name = getattr(function, "__qualname__", None) or type(function).__name__
     shown = [_repr(value) for value in args] + [f"{key}={_repr(value)}" for key, value in kwargs.items()]
     return f"{name}({', '.join(shown)})"
@@ -157,6 +161,8 @@ def loss_error(lost: Lost, index: int, call: Call) -> JobfleetError:
                 f"the connection to the scheduler was lost during call {index}, {text}: "
                 f"{type(lost.error).__name__}: {lost.error}. Is it still running, and was the client closed?"
             )
+        case LostKind.ABANDONED:
+            error = ClusterError(f"call {index}, {text}, was given up with the task that made it: {lost.error}")
         case _:
             error = ClusterError(
                 f"the cluster could not run call {index}, {text}: {type(lost.error).__name__}: {lost.error}"

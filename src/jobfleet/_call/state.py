@@ -7,7 +7,7 @@ the dataclasses below; the driver does the asking and the telling.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,33 +174,44 @@ class CallState:
     """Batches whose outcome is known and not delivered, in order of completion."""
     _first_undelivered: int = 0
     _empty_since_s: float | None = None
+    _most_concurrent: int = 0
+    """Tasks that joblib was made to dispatch for, so far."""
+
+    def __post_init__(self) -> None:
+        self._most_concurrent = self._concurrency(self.slots)
+
     _unconsumed: set[int] = field(default_factory=set)
     """Batches that were delivered and whose results were not all taken."""
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
-        """Take an event, give what must be done.
+        """Take an event, give what must be done, see `handle_all`."""
+        return self.handle_all((event,), now_s)
+
+    def handle_all(self, events: Iterable[Event], now_s: float) -> list[Command]:
+        """Take events that are there together, give what must be done.
 
         Parameters
         ----------
-        event
-            What has happened.
+        events
+            What has happened. Of failures among them the earliest in the call's order is delivered first.
         now_s
             Monotonic time.
         """
         commands: list[Command] = []
-        match event:
-            case BatchArrived():
-                self._arrived(event)
-            case ChunkReplied():
-                self._replied(event, commands)
-            case ChunkLost():
-                self._lost(event, commands)
-            case SlotsChanged():
-                self._slots_changed(event, now_s, commands)
-            case BatchConsumed():
-                self._unconsumed.discard(event.batch)
-        self._deliver(commands)
+        for event in events:
+            match event:
+                case BatchArrived():
+                    self._arrived(event)
+                case ChunkReplied():
+                    self._replied(event, commands)
+                case ChunkLost():
+                    self._lost(event, commands)
+                case SlotsChanged():
+                    self._slots_changed(event, now_s, commands)
+                case BatchConsumed():
+                    self._unconsumed.discard(event.batch)
         self._send(commands)
+        self._deliver(commands)
         return commands
 
     @property
@@ -208,24 +219,15 @@ class CallState:
         """Whether tasks wait or run."""
         return bool(self._queue or self._chunks)
 
-    def fail(self, error: BaseException) -> list[Command]:
-        """End the call with `error`, which belongs to no task: the first batch that is due gets it."""
-        self._queue.clear()
-        self._chunks.clear()
-        for i in range(self._first_undelivered, len(self._batches)):
-            batch = self._batches[i]
-            if batch is not None and i not in self._complete:
-                return [self._delivery(i, batch, error)]
-        return []
-
     # Events
 
     def _arrived(self, event: BatchArrived) -> None:
         start, number = self._n_tasks, len(self._batches)
         self._n_tasks += event.size
-        batch = _Batch(start, event.size, event.size, [None] * event.size, event.error)
+        batch = _Batch(start, event.size, event.size, [None] * event.size)
         self._batches.append(batch)
         if event.error is not None:
+            batch.error = event.error
             self._complete[number] = None
             return
         tasks = range(start, start + event.size)
@@ -249,15 +251,15 @@ class CallState:
         if event.error is not None:
             failed, left = left[0], left[1:]
             self._raised(failed, event.error, commands)
-        self._requeue(left)
+        self._requeue(left, commands)
 
     def _raised(self, task: int, error: BaseException, commands: list[Command]) -> None:
         tries = self._tries[task] = self._tries.get(task, 0) + 1
         if tries <= self.limits.retries:
-            self._requeue((task,), alone=True)
+            self._requeue((task,), commands, alone=True)
             return
         commands.append(Forget((task,)))
-        self._fail_batch(self._batch_of[task], error)
+        self._fail_batch(self._batch_of.pop(task), error, commands)
 
     def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
         chunk = self._chunks.pop(event.chunk, None)
@@ -266,42 +268,68 @@ class CallState:
         losses = chunk.losses + 1
         decision = after_loss(event.kind, losses, len(chunk.tasks))
         if decision is not None:
-            self._requeue(chunk.tasks, alone=decision.alone, losses=losses if not decision.alone else 0)
+            self._requeue(chunk.tasks, commands, decision.alone, 0 if decision.alone else losses)
         else:
             commands.append(Forget(chunk.tasks))
-            self._fail_batch(self._batch_of[chunk.tasks[0]], event.error)
+            for number in dict.fromkeys(self._batch_of.pop(task) for task in chunk.tasks):
+                self._fail_batch(number, event.error, commands)
 
     def _slots_changed(self, event: SlotsChanged, now_s: float, commands: list[Command]) -> None:
-        if event.total:
+        self.slots = event.total
+        if event.total or not self.unfinished:
             self._empty_since_s = None
         elif self._empty_since_s is None:
             self._empty_since_s = now_s
-        elif now_s - self._empty_since_s > self.limits.no_workers_timeout_s and self.unfinished:
-            commands += self.fail(no_workers_left(self.limits.no_workers_timeout_s))
+        elif now_s - self._empty_since_s >= self.limits.no_workers_timeout_s:
+            self._fail_all(no_workers_left(self.limits.no_workers_timeout_s))
             return
-        joined = self._concurrency(event.total) - self._concurrency(self.slots)
-        self.slots = event.total
-        if joined > 0 and self.limits.follows_slots:
-            # joblib has worked out pre_dispatch for the slots at the start: 2 batches a slot.
-            commands.append(AskForMore(2 * joined))
+        joined = self._concurrency(self.slots) - self._most_concurrent
+        if joined > 0:
+            self._most_concurrent += joined
+            if self.limits.follows_slots:
+                # joblib has worked out pre_dispatch for the slots at the start: 2 batches a slot.
+                commands.append(AskForMore(2 * joined))
 
     # Batches
 
     def _finish(self, task: int, result: Any) -> None:
         number = self._batch_of.pop(task)
         batch = self._batches[number]
-        if batch is None:
-            return  # it has failed already
+        if batch is None or batch.error is not None:
+            return
         batch.results[task - batch.start] = result
         batch.missing -= 1
         if not batch.missing:
             self._complete[number] = None
 
-    def _fail_batch(self, number: int, error: BaseException) -> None:
+    def _fail_batch(self, number: int, error: BaseException, commands: list[Command]) -> None:
+        """Note a batch's first error; none of its tasks that wait will run."""
         batch = self._batches[number]
-        if batch is not None and batch.error is None:
-            batch.error = error
-            self._complete[number] = None
+        if batch is None or batch.error is not None:
+            return
+        batch.error = error
+        self._complete[number] = None
+        dropped = [task for queued in self._queue for task in queued.tasks if self._batch_of[task] == number]
+        if dropped:
+            for queued in self._queue:
+                queued.tasks = deque(task for task in queued.tasks if self._batch_of[task] != number)
+            self._queue = deque(queued for queued in self._queue if queued.tasks)
+            self._forget(dropped, commands)
+
+    def _fail_all(self, error: BaseException) -> None:
+        """End all that is unfinished with an error that belongs to no task."""
+        self._queue.clear()
+        self._chunks.clear()
+        for number in range(self._first_undelivered, len(self._batches)):
+            batch = self._batches[number]
+            if batch is not None and number not in self._complete:
+                batch.error = error
+                self._complete[number] = None
+
+    def _forget(self, tasks: Sequence[int], commands: list[Command]) -> None:
+        for task in tasks:
+            del self._batch_of[task]
+        commands.append(Forget(tuple(tasks)))
 
     def _deliver(self, commands: list[Command]) -> None:
         """Deliver what is complete, failures first, the earliest first; hold back results nobody takes."""
@@ -343,15 +371,24 @@ class CallState:
 
     # Chunks
 
-    def _requeue(self, tasks: Sequence[int], alone: bool = False, losses: int = 0) -> None:
-        live = deque(t for t in tasks if self._batches[self._batch_of[t]] is not None)
+    def _requeue(self, tasks: Sequence[int], commands: list[Command], alone: bool = False, losses: int = 0) -> None:
+        """Queue tasks again, before all others, but for those whose batch has failed."""
+        live = deque(task for task in tasks if self._is_live(task))
+        dead = [task for task in tasks if not self._is_live(task)]
         if live:
             self._queue.appendleft(_Queued(live, alone, losses))
+        if dead:
+            self._forget(dead, commands)
+
+    def _is_live(self, task: int) -> bool:
+        batch = self._batches[self._batch_of[task]]
+        return batch is not None and batch.error is None
 
     def _concurrency(self, slots: int) -> int:
         """Give how many tasks may run at once."""
         n_jobs = self.limits.n_jobs
-        return min(n_jobs, slots) if n_jobs > 0 else max(1, slots + 1 + n_jobs)
+        # At least one: what waits on the scheduler makes an adaptive cluster grow.
+        return max(1, min(n_jobs, slots) if n_jobs > 0 else slots + 1 + n_jobs)
 
     def _max_chunks(self) -> int:
         concurrency = self._concurrency(self.slots)

@@ -12,6 +12,9 @@ from .buffers import Blob, BlobTable
 from .functions import StatelessFunction, stateless
 from .scatter import ScatteredObject
 
+#: How many functions are remembered; a generator of tasks may make a new one for each.
+_MAX_FUNCTIONS = 128
+
 
 class EncodedTask:
     """Hold one call, ready to be put in a chunk.
@@ -78,7 +81,8 @@ class Encoder:
         """Encode one call; raises whatever pickling it raises."""
         shared = self._shared_function(function)
         if shared is not None and atomic(args) and (not kwargs or atomic(kwargs.values())):
-            return EncodedTask(shared, atoms=(args, kwargs))
+            # The dict is the caller's, who may use it again.
+            return EncodedTask(shared, atoms=(args, kwargs and dict(kwargs)))
         value = (function, args, kwargs) if shared is None else (args, kwargs)
         data, views, used = dump(value, self._scattered, self._min_nbytes)
         buffers = tuple((self._blobs.acquire(view), not view.readonly) for view in views)
@@ -98,6 +102,8 @@ class Encoder:
         if proof is None:
             return None
         data: bytes = cloudpickle.dumps(function, protocol=5)
+        if len(self._functions) >= _MAX_FUNCTIONS:
+            self._functions.clear()
         self._functions[id(function)] = (proof, data)
         return data
 

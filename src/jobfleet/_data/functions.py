@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import dis
 import sys
+from collections.abc import Iterable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+import cloudpickle
+
 from .._pickling import ATOMS
+
+_MISSING = object()
+
+#: A function that does one of these may change what it was made of.
+_CHANGES = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"}
+_CHANGES_BY_NAME = {"setattr", "delattr", "globals", "vars", "exec", "eval", "__dict__"}
 
 
 class StatelessFunction:
@@ -14,64 +24,77 @@ class StatelessFunction:
 
     A function that travels by name (importable, not from `__main__`) is what the worker
     imports. One that travels by value is shared only when nothing in it can change: no closure,
-    no attributes, atoms as defaults, and globals that are modules, atoms or functions of the
-    same kind. Otherwise one task could see what another did to it.
+    no attributes, atoms as defaults, no assignment to globals or attributes, and globals that are
+    importable modules, atoms or functions of the same kind. Otherwise one task could see what
+    another did to it.
     """
 
-    __slots__ = ("_globals", "function")
+    __slots__ = ("_globals", "_parts", "function")
 
     function: Any
     _globals: list[tuple[dict[str, Any], str, Any]]
+    """Where its code looks for globals, their names, and what was found."""
+    _parts: list[tuple[FunctionType, CodeType, Any, Any]]
+    """Functions that travel by value, and what they are made of."""
 
-    def __init__(self, function: Any, global_values: list[tuple[dict[str, Any], str, Any]]) -> None:
+    def __init__(self, function: Any) -> None:
         self.function = function
-        self._globals = global_values
+        self._globals = []
+        self._parts = []
 
     def unchanged(self) -> bool:
-        """Whether its globals are still those it was pickled with."""
+        """Whether it is still what was pickled."""
+        for function, code, defaults, kwdefaults in self._parts:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or (function.__kwdefaults__ or {}) != kwdefaults
+                or function.__dict__
+            ):
+                return False
         return all(space.get(name, _MISSING) is value for space, name, value in self._globals)
 
+    def holds(self, function: Any) -> bool:
+        """Whether `function`, which it consists of, is without state."""
+        if _travels_by_name(function):
+            return True
+        if type(function) is not FunctionType:
+            return False
+        if any(function is known for known, *_ in self._parts):
+            return True
+        code, kwdefaults = function.__code__, function.__kwdefaults__
+        self._parts.append((function, code, function.__defaults__, dict(kwdefaults or {})))
+        if function.__closure__ or function.__dict__ or _changes_something(code):
+            return False
+        if not _atoms(function.__defaults__ or ()) or not _atoms((kwdefaults or {}).values()):
+            return False
+        return all(self._holds_global(function.__globals__, name) for name in _global_names(code))
 
-_MISSING = object()
+    def _holds_global(self, space: dict[str, Any], name: str) -> bool:
+        value = space.get(name, _MISSING)
+        self._globals.append((space, name, value))
+        if value is _MISSING or type(value) in ATOMS:
+            return True
+        if isinstance(value, ModuleType):
+            return value.__spec__ is not None and sys.modules.get(value.__name__) is value
+        return self.holds(value)
 
 
 def stateless(function: Any) -> StatelessFunction | None:
     """Give the proof that `function` may be shared between tasks, or None."""
-    found: list[tuple[dict[str, Any], str, Any]] = []
-    if _is_stateless(function, found, set()):
-        return StatelessFunction(function, found)
-    return None
-
-
-def _is_stateless(function: Any, found: list[tuple[dict[str, Any], str, Any]], seen: set[int]) -> bool:
-    if id(function) in seen:
-        return True
-    seen.add(id(function))
-    if isinstance(function, (FunctionType, BuiltinFunctionType, type)) and _travels_by_name(function):
-        return True
-    if type(function) is not FunctionType:
-        return False
-    if function.__closure__ or function.__dict__ or not _atoms(function.__defaults__):
-        return False
-    if function.__kwdefaults__ and not _atoms(function.__kwdefaults__.values()):
-        return False
-    space = function.__globals__
-    for name in _global_names(function.__code__):
-        value = space.get(name, _MISSING)
-        if value is not _MISSING:
-            found.append((space, name, value))
-            if not (type(value) in ATOMS or isinstance(value, ModuleType) or _is_stateless(value, found, seen)):
-                return False
-    return True
+    proof = StatelessFunction(function)
+    return proof if proof.holds(function) else None
 
 
 def _travels_by_name(function: Any) -> bool:
     """Whether cloudpickle sends the name only: it can be imported, and not from `__main__`."""
-    module_name = getattr(function, "__module__", None)
     if isinstance(function, BuiltinFunctionType):
         owner = function.__self__
         return owner is None or isinstance(owner, ModuleType)
-    if module_name is None or module_name == "__main__":
+    if not isinstance(function, (FunctionType, type)):
+        return False
+    module_name = str(function.__module__)
+    if module_name == "__main__" or _sent_by_value(module_name):
         return False
     found: Any = sys.modules.get(module_name)
     if found is None or getattr(found, "__spec__", None) is None:
@@ -81,14 +104,31 @@ def _travels_by_name(function: Any) -> bool:
     return found is function
 
 
-def _atoms(values: Any) -> bool:
-    return all(type(v) in ATOMS for v in values or ())
+def _sent_by_value(module_name: str) -> bool:
+    """Whether the user has had cloudpickle send this module, or one above it, by value."""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    return any(module_name == name or module_name.startswith(f"{name}.") for name in registered)
+
+
+def _atoms(values: Iterable[Any]) -> bool:
+    return all(type(v) in ATOMS for v in values)
+
+
+def _codes(code: CodeType) -> Iterable[CodeType]:
+    """Give the code and that of all functions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _changes_something(code: CodeType) -> bool:
+    return any(
+        not _CHANGES_BY_NAME.isdisjoint(part.co_names) or any(i.opname in _CHANGES for i in dis.get_instructions(part))
+        for part in _codes(code)
+    )
 
 
 def _global_names(code: CodeType) -> set[str]:
     """Give every name the code may look up as a global: attribute names too, to be safe."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _global_names(constant)
-    return names
+    return {name for part in _codes(code) for name in part.co_names}

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from .._pickling import ATOMS, dump
+from ..errors import OptionTypeError
 from .buffers import Blob, content_digest
 
 _ids = itertools.count()
@@ -30,7 +31,12 @@ class ScatteredObject:
     """Its large buffers, and whether each was writable."""
 
     def __init__(self, obj: Any) -> None:
-        data, views, _ = dump(obj)
+        try:
+            data, views, _ = dump(obj)
+        except Exception as error:  # user code ran; say which object it was
+            raise OptionTypeError(
+                f"an object of scatter=, a {type(obj).__name__}, does not pickle: {type(error).__name__}: {error}"
+            ) from error
         self.obj = obj
         self.head = _pinned(data)
         self.buffers = tuple((_pinned(bytes(view)), not view.readonly) for view in views)

@@ -18,6 +18,7 @@ class LostKind(enum.Enum):
     WORKER = "the worker died"
     DATA = "data of the chunk were lost"
     SCHEDULER = "the connection to the scheduler was lost"
+    ABANDONED = "the task that made the call was given up"
     ENGINE = "the engine failed"
 
 
@@ -64,6 +65,15 @@ class Session(Protocol):
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
         """Have `changed` called, on a thread of the engine, with the slots from time to time."""
 
+    def lend_thread(self) -> None:
+        """Let the engine run chunks in this thread, which waits for the call's results.
+
+        Returns at once if the engine does not want it, else when `settle` or `close` is called.
+        """
+
+    def settle(self) -> None:
+        """Say that all results are there: a thread that was lent goes back."""
+
     def lost(self) -> Lost | None:
         """Say whether the engine has come to an end by itself."""
 
@@ -88,8 +98,8 @@ class Engine(Protocol):
             The client is closed or asynchronous.
         """
 
-    def open(self, options: Options) -> Session:
-        """Begin a call."""
+    def open(self, options: Options, *, lends_thread: bool) -> Session:
+        """Begin a call; with `lends_thread` its caller will call `Session.lend_thread`."""
 
     def waiting(self) -> AbstractContextManager[None]:
         """Let other tasks have this thread's slot, if it has one, while it waits for results."""

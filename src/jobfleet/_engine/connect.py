@@ -10,8 +10,9 @@ from typing import Any
 
 import dask.config
 import distributed
+from distributed.comm.addressing import parse_address, parse_host_port
 
-from ..errors import ClientStateError, ClusterLostError, OptionTypeError
+from ..errors import ClientStateError, ClusterLostError, OptionTypeError, OptionValueError
 from ..options import Options
 from .embedded import embedded_client
 from .forks import is_orphan
@@ -31,6 +32,8 @@ def find_client(options: Options) -> distributed.Client:
     ------
     OptionTypeError
         `client` is neither a client nor a cluster.
+    OptionValueError
+        What is given as the address is none.
     ClusterLostError
         No scheduler answers at the address.
     EmbeddedClusterError
@@ -40,7 +43,7 @@ def find_client(options: Options) -> distributed.Client:
         return _given(options.client)
     address = options.address or options.scheduler_host
     if address:
-        return _connection(address, address)
+        return _connection(_checked(address), address)
     if options.scheduler_file:
         return _connection(options.scheduler_file, scheduler_file=options.scheduler_file)
     current = _current()
@@ -48,7 +51,7 @@ def find_client(options: Options) -> distributed.Client:
         return _revived(current)
     address = dask.config.get("scheduler-address", None)
     if address:
-        return _connection(address, address)
+        return _connection(_checked(address), address)
     return embedded_client()
 
 
@@ -70,6 +73,19 @@ def usable_client(client: distributed.Client) -> distributed.Client:
             f"the client {client} is {client.status}. Make a new one, or call Parallel before it is closed."
         )
     return client
+
+
+def _checked(address: str) -> str:
+    """Refuse what is no address: a `Client` whose constructor fails waits for a minute at exit."""
+    scheme, location = parse_address(address)
+    try:
+        if scheme in ("tcp", "tls", "ws", "wss"):
+            parse_host_port(location)
+    except ValueError as error:
+        raise OptionValueError(
+            f"{address!r} is not the address of a scheduler ({error}): it looks like 'tcp://host:8786'"
+        ) from error
+    return address
 
 
 def _given(client: Any) -> distributed.Client:

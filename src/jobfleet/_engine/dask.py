@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -45,11 +46,19 @@ class DaskEngine:
     depth
         Nesting depth of the tasks it will be given. Inner work of a task that has started goes before
         outer work that has not: tasks of depth d have Dask's priority raised by d.
+    cancelled
+        Whether the task that makes the calls has been given up, and they with it.
     """
 
-    def __init__(self, find_client: Callable[[Options], distributed.Client], depth: int = 0) -> None:
+    def __init__(
+        self,
+        find_client: Callable[[Options], distributed.Client],
+        depth: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._find_client = find_client
         self.depth = depth
+        self._cancelled = cancelled
         self._pinned: weakref.WeakKeyDictionary[distributed.Client, _Placing] = weakref.WeakKeyDictionary()
 
     def slots(self, options: Options) -> Slots:
@@ -58,10 +67,14 @@ class DaskEngine:
         slots: Slots = client.sync(_wait_for_slots, client, options)
         return slots
 
-    def open(self, options: Options) -> DaskSession:
+    def open(self, options: Options, *, lends_thread: bool) -> DaskSession:
         """Begin a call."""
         client = usable_client(self._find_client(options))
-        return DaskSession(client, options, self.depth, self._pinned.setdefault(client, {}))
+        clients_in_use.add(client)
+        keywords = options.submit_keywords()
+        keywords["priority"] = keywords.get("priority", 0) + self.depth
+        watched = partial(_slots, client, options)
+        return DaskSession(client, keywords, watched, self._pinned.setdefault(client, {}), self._cancelled)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -155,12 +168,19 @@ class DaskSession:
     """Buffers of scattered objects: they outlive the call."""
     _watcher: asyncio.Task[None] | None
 
-    def __init__(self, client: distributed.Client, options: Options, depth: int, pinned: _Placing) -> None:
+    def __init__(
+        self,
+        client: distributed.Client,
+        keywords: dict[str, Any],
+        slots: Callable[[], Awaitable[Slots]],
+        pinned: _Placing,
+        cancelled: Callable[[], bool],
+    ) -> None:
         self._client = client
+        self._keywords = keywords
+        self._slots = slots
         self._pinned = pinned
-        self._options = options
-        keywords = options.submit_keywords()
-        self._keywords = {**keywords, "priority": keywords.get("priority", 0) + depth}
+        self._cancelled = cancelled
         self._closed = False
         self._futures = set()
         self._placing = {}
@@ -168,7 +188,10 @@ class DaskSession:
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk; returns at once."""
-        self._on_loop(self._run, chunk, label, done)
+        if self._cancelled():
+            done(Lost(LostKind.ABANDONED, RuntimeError("its task was cancelled")))
+        else:
+            self._on_loop(self._run, chunk, label, done)
 
     def drop(self, digest: bytes) -> None:
         """Say that a placed buffer is not needed any more."""
@@ -177,6 +200,12 @@ class DaskSession:
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
         """Have `changed` called with the slots every `_WATCH_INTERVAL_S` seconds."""
         self._on_loop(self._start_watching, changed)
+
+    def lend_thread(self) -> None:
+        """Return at once: the cluster has threads of its own."""
+
+    def settle(self) -> None:
+        """Do nothing: no thread was lent."""
 
     def lost(self) -> Lost | None:
         """Say whether the client has been closed."""
@@ -222,6 +251,9 @@ class DaskSession:
         raise RuntimeError("the worker did not take the code it asked for")
 
     async def _run_task(self, key: str, code: bytes | None, *values: Any) -> Any:
+        if self._closed:
+            # It was closed while buffers were placed: nothing would cancel this future any more.
+            raise asyncio.CancelledError
         keywords = self._keywords if code is None else {**self._keywords, "code": code}
         future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
         self._futures.add(future)
@@ -255,6 +287,8 @@ class DaskSession:
 
     def _kind(self, error: BaseException, chunk: PackedChunk) -> LostKind:
         """Translate what Dask raised: the only place that does."""
+        if self._cancelled():
+            return LostKind.ABANDONED
         if isinstance(error, distributed.scheduler.KilledWorker):
             return LostKind.WORKER
         if self._client.status != "running" or isinstance(error, (CommClosedError, OSError)):
@@ -272,8 +306,12 @@ class DaskSession:
     async def _watch(self, changed: Callable[[Slots], None]) -> None:
         while not self._closed:
             await asyncio.sleep(_WATCH_INTERVAL_S)
+            if self._cancelled():
+                # The coroutines that wait for them report it.
+                await self._client.cancel(list(self._futures), asynchronous=True, force=True)
+                return
             try:
-                slots = await _slots(self._client, self._options)
+                slots = await self._slots()
             except (OSError, CommClosedError):
                 continue  # the chunks in flight report a lost scheduler
             if not self._closed:
@@ -288,6 +326,9 @@ class DaskSession:
         self._futures.clear()
         self._placing.clear()
 
+
+#: Clients that calls of this process use.
+clients_in_use: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
 
 #: Clients of whose cluster at least one worker has this package.
 _equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()

@@ -15,16 +15,19 @@ import os
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import joblib
 
 from ..errors import EmbeddedClusterError
-from .embedded_cluster import EmbeddedCluster
+from .embedded_launch import Launch
 from .embedded_process import forget_lines
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from .embedded_cluster import EmbeddedCluster
 
 __all__ = [
     "close_embedded",
@@ -72,8 +75,20 @@ def embedded_client() -> Client:
         if _current is not None and _current.is_alive and _current.client is not None:
             return _current.client
         close_embedded()
-        cluster = EmbeddedCluster(joblib.cpu_count())
-        client = cluster.start()
+        launch = Launch(joblib.cpu_count())
+        try:
+            launch.start()
+            # The processes import Dask while this one does, which saves a third of the time.
+            from .embedded_cluster import EmbeddedCluster
+
+            cluster = EmbeddedCluster(launch)
+            client = cluster.start()
+        except BaseException:
+            launch.close()
+            raise
+        # Later registered, earlier run: before Dask, just imported, closes what it knows of.
+        atexit.unregister(close_embedded)
+        atexit.register(close_embedded)
         _clients.add(client)
         _current = cluster
         return client
@@ -116,9 +131,11 @@ def _after_fork() -> None:
     _lock = threading.RLock()
     _current = None
     _clients = weakref.WeakSet()
+    # Large messages are packed on this pool, whose thread was not forked: the first would hang.
+    utils: Any = sys.modules.get("distributed.utils")
+    if hasattr(utils, "_offload_executor"):
+        utils._offload_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Offload")
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-# Later registered, earlier run: before Dask closes what it knows of, and after the user's threads.
-atexit.register(close_embedded)

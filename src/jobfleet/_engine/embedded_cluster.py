@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
-import os
+import multiprocessing
 import sys
 import threading
 import time
@@ -23,13 +22,13 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import dask.config
-import joblib
 from distributed import Client, Scheduler, Security
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.utils import LoopRunner
 
 from ..errors import EmbeddedClusterError
-from .embedded_process import Janitor, PrivateDirectory, WorkerProcess, describe_exit, wait_all
+from .embedded_launch import Launch, start_message
+from .embedded_process import WorkerProcess, describe_exit
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +40,6 @@ START_DEADLINE_S = 60.0
 OTHERS_DEADLINE_S = 5.0
 #: How long Dask's part may take to close; then it is left to itself.
 CLOSE_DEADLINE_S = 2.0
-#: How long a worker process may take to end itself before it is killed.
-GRACE_S = 0.4
-
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 class RestartPolicy:
@@ -165,8 +152,8 @@ class EmbeddedCluster:
 
     Parameters
     ----------
-    n_workers
-        Number of worker processes.
+    launch
+        The worker processes, started.
 
     Notes
     -----
@@ -175,36 +162,24 @@ class EmbeddedCluster:
     """
 
     client: Client | None
-    _n_workers: int
+    _launch: Launch
     _loop_runner: LoopRunner
     _quiet: _LoopQuiet | None
     _scheduler: PrivateScheduler | None
-    _directory: PrivateDirectory
-    _janitor: Janitor
-    _first: dict[str, Any]
-    _specification: dict[str, Any] | None
-    _processes: dict[int, WorkerProcess]
     _policies: dict[int, RestartPolicy]
-    _generations: dict[int, int]
     _arrived: set[str]
     _given_up: set[int]
     _failure: str
     _closing: bool
     _changed: threading.Condition
 
-    def __init__(self, n_workers: int) -> None:
+    def __init__(self, launch: Launch) -> None:
         self.client = None
-        self._n_workers = n_workers
+        self._launch = launch
         self._loop_runner = LoopRunner()
         self._quiet = None
         self._scheduler = None
-        self._directory = PrivateDirectory(dask.config.get("temporary-directory", None))
-        self._janitor = Janitor("")
-        self._first = {}
-        self._specification = None
-        self._processes = {}
-        self._policies = {slot: RestartPolicy() for slot in range(n_workers)}
-        self._generations = dict.fromkeys(range(n_workers), 0)
+        self._policies = {slot: RestartPolicy() for slot in range(launch.n_workers)}
         self._arrived = set()
         self._given_up = set()
         self._failure = ""
@@ -224,7 +199,7 @@ class EmbeddedCluster:
     @property
     def expected_workers(self) -> int:
         """Number of workers there are, or will be soon."""
-        return self._n_workers - len(self._given_up)
+        return self._launch.n_workers - len(self._given_up)
 
     @property
     def failure(self) -> str:
@@ -234,16 +209,10 @@ class EmbeddedCluster:
     # ------------------------------------------------------------------ start: the caller's thread
 
     def start(self) -> Client:
-        """Start everything and return when the workers are there."""
+        """Start all that is not yet started, and return when the workers are there."""
         try:
             self._start_loop()
-            # The processes first: they import Dask while the scheduler is set up here.
-            self._directory.create()
-            self._janitor = Janitor(self._directory.path)
-            self._janitor.start()
-            self._first = _first_message()
-            for slot in range(self._n_workers):
-                self._start_process(slot)
+            self._launch.follow(self._post_end)
             security = Security.temporary()
             address = self._run(self._start_scheduler(security), START_DEADLINE_S)
             self._run(self._specify(address, security), START_DEADLINE_S)
@@ -261,7 +230,7 @@ class EmbeddedCluster:
             raise
         except (OSError, RuntimeError, TimeoutError, ImportError) as error:
             self.close()
-            raise EmbeddedClusterError(_start_message(f"{type(error).__name__}: {error}")) from error
+            raise EmbeddedClusterError(start_message(f"{type(error).__name__}: {error}")) from error
         except BaseException:
             self.close()
             raise
@@ -282,7 +251,7 @@ class EmbeddedCluster:
             if self._arrived:
                 self._changed.wait_for(lambda: len(self._arrived) >= self.expected_workers, OTHERS_DEADLINE_S)
                 return
-        raise EmbeddedClusterError(_start_message(self._failure or f"no worker came within {START_DEADLINE_S:g} s"))
+        raise EmbeddedClusterError(start_message(self._failure or f"no worker came within {START_DEADLINE_S:g} s"))
 
     def _run(self, coroutine: Coroutine[Any, Any, T], deadline_s: float) -> T:
         loop = self._loop_runner.loop.asyncio_loop
@@ -296,14 +265,13 @@ class EmbeddedCluster:
             port=0,
             protocol="tls",
             security=security,
-            local_directory=self._directory.path,
+            local_directory=self._launch.directory.path,
             # In use only if a release of Dask no longer calls `start_http_server`.
             dashboard=False,
             dashboard_address="127.0.0.1:0",
         )
         # Configured for other clusters. A worker that is busy in C code for minutes sends no
         # heartbeat, and must not be declared dead: its process is watched here.
-        scheduler.contact_address = None
         scheduler.idle_timeout = None
         scheduler.worker_ttl = None
         scheduler.periodic_callbacks.pop("worker-ttl", None)
@@ -318,16 +286,17 @@ class EmbeddedCluster:
     async def _specify(self, address: str, security: Security) -> None:
         fields = ["require_encryption", "tls_ca_file"]
         fields += [f"tls_{role}_{part}" for role in ("client", "scheduler", "worker") for part in ("key", "cert")]
-        self._specification = {
+        specification = {
             "scheduler": address,
             "security": {field: getattr(security, field) for field in fields},
-            "directory": self._directory.path,
+            "directory": self._launch.directory.path,
             "config": _plain(dask.config.config),
             "quiet": not wants_details(),
+            # With it, proxies of the client's multiprocessing managers work in tasks, as under loky.
+            "authkey": multiprocessing.current_process().authkey.hex(),
             "connect_deadline_s": START_DEADLINE_S,
         }
-        for process in self._processes.values():
-            process.send({**self._specification, "name": process.name})
+        self._launch.specify(specification)
 
     def on_arrival(self, name: str) -> None:
         """Note that a worker has come."""
@@ -335,29 +304,12 @@ class EmbeddedCluster:
             self._arrived.add(name)
             self._changed.notify_all()
 
-    def _start_process(self, slot: int) -> None:
-        if self._closing:
-            return
-        generation = self._generations[slot]
-        self._generations[slot] += 1
-        # The scheduler refuses a name that it has not yet forgotten.
-        name = f"{slot}-{generation}" if generation else f"{slot}"
-        process = WorkerProcess(name, self._first, _environment(self._n_workers))
-        self._processes[slot] = process
-        process.start(lambda ended: self._post_end(slot, ended))
-        if process.pid is not None:
-            self._janitor.watch(process.pid)
-        if self._specification is not None:
-            process.send({**self._specification, "name": name})
-
     def _post_end(self, slot: int, process: WorkerProcess) -> None:
         # On the watching thread. The loop may have been closed meanwhile.
         with contextlib.suppress(RuntimeError):
             self._loop_runner.loop.asyncio_loop.call_soon_threadsafe(self._on_end, slot, process)
 
     def _on_end(self, slot: int, process: WorkerProcess) -> None:
-        if process.pid is not None:
-            self._janitor.unwatch(process.pid)
         if self._closing:
             return
         what = f"worker process {process.name} ended with {describe_exit(process.exit_status)}"
@@ -375,11 +327,11 @@ class EmbeddedCluster:
             self._loop_runner.loop.asyncio_loop.call_later(delay_s, self._restart, slot)
         elif self._arrived:
             # Otherwise `start` raises an error that says it.
-            logger.error("%s", _start_message(what))
+            logger.error("%s", start_message(what))
 
     def _restart(self, slot: int) -> None:
         try:
-            self._start_process(slot)
+            self._launch.start_process(slot)
         except OSError as error:
             self._after_end(slot, False, f"a worker process could not be started: {error}")
 
@@ -390,53 +342,20 @@ class EmbeddedCluster:
         if self._closing:
             return
         self._closing = True
-        deadline = time.monotonic() + CLOSE_DEADLINE_S
         if self._quiet is not None:
             self._quiet.closing = True
-        # The workers first: they would log that the scheduler has gone.
-        processes = list(self._processes.values())
-        for process in processes:
-            process.let_go()
+        # The workers first: they would find that the scheduler has gone.
+        self._launch.let_go()
         with contextlib.suppress(Exception):  # whatever state Dask is in, the rest has to be cleaned up
             if self.client is not None:
                 self.client.close(timeout=CLOSE_DEADLINE_S)
-        if self._loop_runner.is_started():
+        if self._scheduler is not None:
             with contextlib.suppress(Exception):  # as above
-                self._run(self._close_scheduler(), CLOSE_DEADLINE_S)
-        if not wait_all(processes, min(deadline, time.monotonic() + GRACE_S)):
-            for process in processes:
-                process.kill()
-            wait_all(processes, time.monotonic() + CLOSE_DEADLINE_S)
-        self._directory.remove()
-        self._janitor.dismiss(time.monotonic() + CLOSE_DEADLINE_S)
+                self._run(self._scheduler.close(reason="jobfleet-close"), CLOSE_DEADLINE_S)
+        self._launch.close()
         self._loop_runner.stop(timeout=CLOSE_DEADLINE_S)
         if self._quiet is not None:
             self._quiet.remove()
-
-    async def _close_scheduler(self) -> None:
-        # A process may have been started since `close` looked; `_closing` prevents more.
-        for process in self._processes.values():
-            process.let_go()
-        if self._scheduler is not None:
-            await self._scheduler.close(reason="jobfleet-close")
-
-
-def _first_message() -> dict[str, Any]:
-    name = f"{__package__}.embedded_worker"
-    spec = importlib.util.find_spec(name)
-    source = spec.loader.get_source(name) if spec is not None and spec.loader is not None else None  # type: ignore[attr-defined]
-    try:
-        here = os.getcwd()
-    except OSError:  # removed; the process starts where we are all the same
-        here = ""
-    # As multiprocessing does it, so that modules beside the user's script can be imported.
-    return {"source": source, "sys_path": [path or here for path in sys.path], "argv": sys.argv}
-
-
-def _environment(n_workers: int) -> dict[str, str]:
-    """Give a worker's environment, in which native libraries share the CPUs out between the workers."""
-    threads = str(max(joblib.cpu_count() // n_workers, 1))
-    return dict.fromkeys(_THREAD_VARIABLES, threads) | dict(os.environ)
 
 
 def _plain(config: dict[Any, Any]) -> dict[str, Any]:
@@ -453,17 +372,4 @@ def _plain(config: dict[Any, Any]) -> dict[str, Any]:
 def _is_plain_list(value: object) -> bool:
     return isinstance(value, list | tuple) and all(
         item is None or isinstance(item, str | int | float) or _is_plain_list(item) for item in value
-    )
-
-
-def _start_message(what: str) -> str:
-    indented = "\n".join(f"    {line}" for line in what.splitlines())
-    return (
-        "the cluster that jobfleet starts on this machine has no worker:\n"
-        f"{indented}\n"
-        "Likely causes: the workers' interpreter "
-        f"({sys.executable}) cannot import distributed; the number of processes or open files is limited "
-        "(ulimit -a); there is no memory left; or the machine is overloaded.\n"
-        f'Try `{sys.executable} -c "import distributed.worker"`, or pass a cluster of your own: '
-        'parallel_config("dask", client=...).'
     )

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 if sys.platform != "win32":
@@ -80,7 +80,7 @@ class Line:
 
     Notes
     -----
-    Not thread-safe, except that `close` may be called at any time.
+    Short messages may be sent by several threads; `close` may be called at any time.
     """
 
     theirs: socket.socket
@@ -163,9 +163,9 @@ class WorkerProcess:
         self._gone = threading.Event()
 
     @property
-    def pid(self) -> int | None:
-        """Process id, which is the id of its process group too."""
-        return None if self._popen is None else self._popen.pid
+    def pid(self) -> int:
+        """Process id, which is the id of its process group too; 0 before the start."""
+        return 0 if self._popen is None else self._popen.pid
 
     def start(self, on_exit: Callable[[WorkerProcess], None]) -> None:
         """Start the process; `on_exit` is called on a thread of its own when it has ended."""
@@ -202,7 +202,7 @@ class WorkerProcess:
                 _kill_group(self._popen.pid)
 
     def wait(self, deadline: float) -> bool:
-        """Wait until the process has ended, at most until `deadline` on the monotonic clock."""
+        """Wait until the process has ended, at most until `deadline` (monotonic); say whether it has."""
         return self._popen is None or self._gone.wait(max(deadline - time.monotonic(), 0))
 
     def _watch(self, on_exit: Callable[[WorkerProcess], None]) -> None:
@@ -348,8 +348,3 @@ def describe_exit(status: int | None) -> str:
     with contextlib.suppress(ValueError):
         return f"signal {-status} ({signal.Signals(-status).name})"
     return f"signal {-status}"
-
-
-def wait_all(processes: Sequence[WorkerProcess], deadline: float) -> bool:
-    """Wait until all processes have ended, at most until `deadline`; say whether they have."""
-    return all(process.wait(deadline) for process in processes)

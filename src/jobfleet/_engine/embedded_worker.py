@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import json
 import logging
+import multiprocessing
 import os
 import queue
 import signal
@@ -107,6 +108,7 @@ async def serve(specification: dict[str, Any]) -> None:
         def start_http_server(self, *args: object, **kwargs: object) -> None:
             pass
 
+    multiprocessing.current_process().authkey = bytes.fromhex(specification["authkey"])
     dask.config.update(dask.config.config, specification["config"], priority="new")
     dask.config.set(CONFIG)
     if specification["quiet"]:

@@ -1,9 +1,12 @@
-"""Chunks in the calling process, one after the other, on the way they would take to a cluster."""
+"""Chunks in the calling process, on the way they would take to a cluster."""
 
 from __future__ import annotations
 
 import contextlib
+import queue
+import threading
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 
 import numpy as np
 
@@ -25,43 +28,99 @@ def run_here(chunk: PackedChunk, place: TaskPlace) -> Outcome:
 
 
 class LocalEngine:
-    """Run chunks in the driver's thread of each call.
+    """Run chunks one after the other in the thread that waits for them.
 
-    For debugging: a breakpoint in a task stops in this process, and the task has gone the way it would
-    go to a cluster, pickling included.
+    For debugging: a breakpoint in a task stops in this process, mostly in its main thread, and the task has
+    gone the way it would go to a cluster, pickling included. And for calls made by a task that holds
+    resources of its worker: on the cluster they would wait for ever for what it holds.
+
+    Parameters
+    ----------
+    nested_backend
+        Makes the backend of calls that the tasks make.
+    depth
+        Nesting depth of the tasks.
+    cancelled
+        Whether the task that makes the calls has been given up.
     """
 
-    def __init__(self, nested_backend: NestedBackend, depth: int = 0) -> None:
+    def __init__(
+        self, nested_backend: NestedBackend, depth: int = 0, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
         self._nested_backend = nested_backend
         self.depth = depth
+        self._cancelled = cancelled
 
     def slots(self, options: Options) -> Slots:
         """Give the one slot there is."""
         return Slots(1, 1)
 
-    def open(self, options: Options) -> LocalSession:
+    def open(self, options: Options, *, lends_thread: bool) -> LocalSession:
         """Begin a call."""
-        return LocalSession(
-            TaskPlace(self._nested_backend, lambda depth: LocalEngine(self._nested_backend, depth), "this process")
-        )
+        return LocalSession(self._place, n_threads=0 if lends_thread else 1)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Do nothing: no slot is held."""
+        """Do nothing: the slot is used for what is waited for."""
         yield
+
+    def _place(self, closed: Callable[[], bool]) -> TaskPlace:
+        def cancelled() -> bool:
+            return closed() or self._cancelled()
+
+        def make_engine(depth: int) -> LocalEngine:
+            return LocalEngine(self._nested_backend, depth, cancelled)
+
+        return TaskPlace(self._nested_backend, make_engine, "this process", cancelled)
+
+
+_Job = tuple[PackedChunk, Callable[[Outcome], None]]
 
 
 class LocalSession:
-    """One call's use of the local engine."""
+    """One call's use of the local engine.
 
-    def __init__(self, place: TaskPlace) -> None:
-        self._place = place
+    Parameters
+    ----------
+    make_place
+        Given what tells whether the session is closed, makes the place where its chunks run.
+    n_threads
+        How many threads of its own run chunks; 0: the thread that calls `lend_thread` does.
+    """
+
+    def __init__(self, make_place: Callable[[Callable[[], bool]], TaskPlace], n_threads: int) -> None:
         self._closed = False
+        self._place = make_place(lambda: self._closed)
+        self._n_threads = n_threads
+        self._threads: list[threading.Thread] = []
+        # What tasks print goes where the caller's output would.
+        self._context = copy_context()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
-        """Run a chunk; unlike on a cluster, returns when it is over."""
-        if not self._closed:
+        """Run a chunk; returns at once."""
+        self._jobs.put((chunk, done))
+        if len(self._threads) < self._n_threads:
+            thread = threading.Thread(
+                target=self._context.copy().run, args=(self._work,), name="jobfleet-local", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def lend_thread(self) -> None:
+        """Run chunks in this thread until all results are there, or the session is closed."""
+        if not self._n_threads:
+            self._work()
+
+    def _work(self) -> None:
+        while not self._closed and (job := self._jobs.get()) is not None:
+            chunk, done = job
             done(run_here(chunk, self._place))
+
+    def settle(self) -> None:
+        """Say that all results are there: a thread that was lent goes back."""
+        if not self._n_threads:
+            self._jobs.put(None)
 
     def drop(self, digest: bytes) -> None:
         """Do nothing: buffers stay where they are."""
@@ -76,3 +135,5 @@ class LocalSession:
     def close(self) -> None:
         """End the use."""
         self._closed = True
+        for _ in range(max(1, len(self._threads))):
+            self._jobs.put(None)

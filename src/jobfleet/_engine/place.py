@@ -32,18 +32,23 @@ class TaskPlace:
         Makes the engine of such calls, given their depth.
     address
         Names the place in messages.
+    cancelled
+        Whether the client has given the chunk up.
     """
 
     address: str
 
-    def __init__(self, nested_backend: NestedBackend, make_engine: Callable[[int], Engine], address: str) -> None:
+    def __init__(
+        self,
+        nested_backend: NestedBackend,
+        make_engine: Callable[[int], Engine],
+        address: str,
+        cancelled: Callable[[], bool],
+    ) -> None:
         self._nested_backend = nested_backend
         self._make_engine = make_engine
         self.address = address
-
-    def cancelled(self) -> bool:
-        """Whether the client has given the chunk up."""
-        return False
+        self.cancelled = cancelled
 
     @contextlib.contextmanager
     def nested(self, spec: CallSpec) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:

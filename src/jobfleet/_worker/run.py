@@ -131,15 +131,20 @@ def _failure(kind: int, error: BaseException, part: str = "") -> TaskFailure:
     while shown is not None and shown.tb_frame.f_globals is globals():
         shown = shown.tb_next
     text = "".join(traceback.format_exception(type(error), error, shown))
+    try:
+        message = str(error)
+    except Exception as reason:  # the user's class; the failure matters more than its words
+        message = f"<no text: {type(reason).__name__}>"
     exception = None
     if kind == wire.RAISED:
         try:
             exception, _, _ = dump(error, min_nbytes=math.inf)
-            pickle.loads(exception)
+            if not isinstance(pickle.loads(exception), BaseException):
+                raise TypeError("its pickle gives something else")
         except Exception as reason:  # an exception that does not travel is reported as text
             kind, exception = wire.UNSENDABLE, None
             part = f"exception: {type(reason).__name__}: {reason}"
-    return TaskFailure(kind, exception, type(error).__name__, f"{error}", text, part)
+    return TaskFailure(kind, exception, type(error).__name__, message, text, part)
 
 
 class _Calls:

@@ -1,0 +1,88 @@
+"""Give a worker its slot back when the chunk that holds it has been given up.
+
+Dask lets a task that was cancelled run to its end in its thread, which may take hours, and starts nothing
+in its place. Here its thread leaves the worker's pool, as by `distributed.secede`, though another thread does
+it: a new one takes the slot, and the old one ends with what it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import distributed
+from distributed.threadpoolexecutor import thread_state as pool_state
+from distributed.threadpoolexecutor import threads_lock
+from distributed.worker_state_machine import SecedeEvent
+
+_lock = threading.Lock()
+_of_worker: weakref.WeakKeyDictionary[distributed.Worker, _Leaving] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def slot_given_back(worker: distributed.Worker, key: str) -> Iterator[None]:
+    """Have this thread, which runs the task `key`, leave the pool as soon as the task is cancelled."""
+    with _lock:
+        leaving = _of_worker.get(worker)
+        if leaving is None:
+            leaving = _of_worker[worker] = _Leaving(worker)
+            worker.loop.add_callback(worker.plugin_add, leaving, name="jobfleet-leaving")
+    leaving.enter(key)
+    try:
+        yield
+    finally:
+        leaving.exit(key)
+
+
+class _Leaving(distributed.WorkerPlugin):
+    """Watch what becomes of the chunks that one worker runs.
+
+    Notes
+    -----
+    `enter` and `exit` are called by task threads, `transition` by the worker's event loop. A chunk that ends while it
+    is being cancelled: whichever of `exit` and `_leave` takes the lock first finds it in `_threads`.
+    """
+
+    def __init__(self, worker: distributed.Worker) -> None:
+        # The worker holds its plugins, so this must not hold the worker.
+        self._worker = weakref.ref(worker)
+        self._lock = threading.Lock()
+        self._threads: dict[str, threading.Thread] = {}
+
+    def enter(self, key: str) -> None:
+        with self._lock:
+            self._threads[key] = threading.current_thread()
+
+    def exit(self, key: str) -> None:
+        with self._lock:
+            has_left = self._threads.pop(key, None) is None
+        if has_left:
+            # Its place in the pool is taken: the thread must not take another task.
+            pool_state.proceed = False
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Look at the task once the state machine has finished with it."""
+        worker = self._worker()
+        if worker is not None and key in self._threads:
+            worker.loop.add_callback(self._leave, key)
+
+    def _leave(self, key: str) -> None:
+        worker = self._worker()
+        task = None if worker is None else worker.state.tasks.get(key)
+        if worker is None or (task is not None and task.state != "cancelled"):
+            return
+        with self._lock:
+            thread = self._threads.pop(key, None)
+            executor = worker.executors["default"]
+            if thread is None or thread not in executor._threads:
+                return  # it has ended, or waits for inner tasks and holds no slot
+            with threads_lock:
+                executor._threads.discard(thread)
+                executor._adjust_thread_count()
+        worker.handle_stimulus(
+            SecedeEvent(key=key, compute_duration=0.0, stimulus_id=f"jobfleet-leaving-{time.time()}")
+        )
