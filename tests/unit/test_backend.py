@@ -1,5 +1,6 @@
 """What joblib asks of the backend, where an engine with scripted slots and faults runs the chunks."""
 
+import contextvars
 import multiprocessing
 import pickle
 import threading
@@ -248,6 +249,14 @@ def test_one_parallel_makes_many_calls():
         assert calls([delayed(double)(3)]) == [6]
 
 
+def test_no_task_of_a_call_that_failed_runs_in_the_next():
+    with parallel(ScriptedEngine(4), batch_size=1, pre_dispatch=2) as calls:
+        for _ in range(5):
+            with pytest.raises(ZeroDivisionError):
+                calls(delayed(divmod)(1, i) for i in [1, 0, *[1] * 20])
+            assert calls(delayed(double)(i) for i in range(10)) == [2 * i for i in range(10)]
+
+
 def test_the_parallels_of_a_block_share_its_engine_and_its_scattered_objects():
     """Else each sends the objects of scatter= again: an engine holds what it has placed."""
     with parallel_config("jobfleet", engine="local", scatter=[[1, 2]]):
@@ -270,7 +279,7 @@ def test_it_travels_as_a_fresh_one_without_client_options_and_call():
         again = pickle.loads(pickle.dumps(backend))
         assert type(again) is JobfleetBackend
         assert again._options == JobfleetBackend()._options
-        assert again._engine is again.parallel is None
+        assert again._engine is again.parallel is again.nesting_level is None
 
 
 # Nested calls
@@ -375,6 +384,38 @@ def test_of_several_failures_the_first_in_order_is_raised():
 
 def fail_with(n):
     raise ZeroDivisionError(n)
+
+
+def fail_twice(x):
+    RUNS.append(x)
+    if RUNS.count(x) <= 2:
+        raise LookupError(x)
+    return x
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, "auto"])
+def test_a_task_that_raises_runs_again_as_often_as_the_user_says(batch_size):
+    RUNS.clear()
+    calls = parallel(ScriptedEngine(2), retries=2, batch_size=batch_size)
+    assert calls(delayed(fail_twice)(i) for i in range(5)) == list(range(5))
+    assert sorted(RUNS) == sorted(list(range(5)) * 3)
+    RUNS.clear()
+    with pytest.raises(LookupError):
+        parallel(ScriptedEngine(2), retries=1, batch_size=batch_size)([delayed(fail_twice)(0)])
+    assert RUNS == [0, 0]
+
+
+def return_a_generator(x):
+    RUNS.append(x)
+    return (i for i in range(x))
+
+
+@pytest.mark.xfail(strict=True, reason="whatever a chunk failed of counts")
+def test_retries_are_for_what_tasks_raise():
+    RUNS.clear()
+    with pytest.raises(SerializationError):
+        parallel(ScriptedEngine(1), retries=2)([delayed(return_a_generator)(1)])
+    assert RUNS == [1]
 
 
 def test_the_users_iterable_may_raise():
@@ -523,15 +564,19 @@ def test_it_leaves_the_callers_settings_alone():
     assert after[1] == before[1]
 
 
-def test_the_driver_runs_in_the_callers_context_and_is_a_daemon():
+def test_the_users_iterable_runs_in_the_callers_context_in_a_daemon():
+    variable = contextvars.ContextVar("variable", default="of nobody")
     seen = []
 
     def tasks():
         for i in range(10):
-            seen.append(threading.current_thread())
+            seen.append((threading.current_thread(), variable.get()))
             yield delayed(double)(i)
 
+    token = variable.set("of the caller")
     parallel(ScriptedEngine(2), pre_dispatch=1)(tasks())
-    driver = seen[-1]
+    variable.reset(token)
+    driver, value = seen[-1]
     assert driver.name == "jobfleet-driver"
     assert driver.daemon
+    assert value == "of the caller"

@@ -145,6 +145,17 @@ def test_an_answer_that_is_none_ends_the_call():
         parallel(Engine(lambda chunk: [b"nonsense"]))([delayed(double)(1)])
 
 
+def test_large_results_come_back_in_their_places_and_writable():
+    def answer(chunk):
+        # What a network gives may be read-only.
+        return [bytes(part) for part in run_here(chunk, here())]
+
+    arrays = parallel(Engine(answer), batch_size=3, pre_dispatch="all")(delayed(np.full)(5000, i) for i in range(6))
+    for i, a in enumerate(arrays):
+        np.testing.assert_array_equal(a, np.full(5000, i))
+        a += 1
+
+
 class Unreadable:
     def __init__(self, error=ValueError):
         self.error = error
@@ -309,3 +320,9 @@ def test_results_and_arguments_are_not_kept_after_the_call():
                 thread.join(10)
         gc.collect()
         assert [ref() for ref in alive] == [None, None]
+
+
+def test_the_thread_of_a_call_has_ended_when_its_results_are_there():
+    for _ in range(20):
+        parallel(ScriptedEngine(2))(delayed(double)(i) for i in range(5))
+        assert not [thread for thread in threading.enumerate() if thread.name == "jobfleet-driver"]

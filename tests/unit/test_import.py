@@ -15,7 +15,7 @@ import jobfleet.testing
 
 SOURCE = Path(jobfleet.__file__).parents[1]
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.timeout(30), pytest.mark.slow]
 
 #: Watches what the interpreter is asked to do while the package is imported, in a fresh process.
 PROGRAM = """

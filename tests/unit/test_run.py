@@ -9,11 +9,11 @@ import cloudpickle
 import joblib
 import pytest
 from joblib import parallel_config
+from tests.unit.chunks import Client, Failed, here, read
 
 from jobfleet import _wire as wire
 from jobfleet._wire import Reply, Request
 from jobfleet._worker.run import run_chunk
-from tests.unit.chunks import Client, Failed, here, read
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -78,7 +78,10 @@ def test_an_answer_says_who_ran_it_and_how_long():
 
 def test_short_results_are_answered_together_and_others_one_by_one():
     reply = Reply.from_bytes(answer([(note, v) for v in (1, "a", [2], 3, 4)])[0])
-    assert [(kind, len(pickle.loads(fields[1]))) for kind, *fields in reply.results if kind == wire.MANY] == [(wire.MANY, 2), (wire.MANY, 2)]
+    assert [(kind, len(pickle.loads(fields[1]))) for kind, *fields in reply.results if kind == wire.MANY] == [
+        (wire.MANY, 2),
+        (wire.MANY, 2),
+    ]
     assert [kind for kind, *_ in reply.results] == [wire.MANY, wire.ONE, wire.MANY]
 
 
@@ -200,7 +203,7 @@ def test_an_initializer_runs_once_per_process_before_the_first_call(monkeypatch)
     once = initializer(name, 1)
     for _ in range(3):
         assert read(answer([(initialized, name), (initialized, name)], initializer=once)) == [1, 1]
-    assert RAN == [(name, 1)]
+    assert [(name, 1)] == RAN
     assert read(answer([(initialized, name)], initializer=initializer(name, 2))) == [2]
 
 
@@ -220,7 +223,7 @@ def test_other_threads_wait_for_the_initializer(monkeypatch):
     for thread in threads:
         thread.join(10)
     assert results == [[1]] * 4
-    assert RAN == [(name, 1)]
+    assert [(name, 1)] == RAN
 
 
 @pytest.mark.parametrize("error", [ValueError("a"), SystemExit(3)])
@@ -261,24 +264,26 @@ def test_other_threads_of_the_worker_keep_their_settings():
     assert other != "JobfleetBackend"
 
 
-def test_objects_of_a_call_are_let_go_before_the_next_is_rebuilt():
-    client = Client()
-    tasks = [client.encode(count_alive, Counted()) for _ in range(4)]
-    assert client.run(tasks) == [1, 1, 1, 1]
-
-
 class Counted:
-    alive = set()
+    """Tells how many of its kind were alive at once, from when they were rebuilt."""
 
-    def __setstate__(self, state):
-        Counted.alive.add(id(self))
+    alive = 0
+    most = 0
 
     def __getstate__(self):
-        return {"a": 1}
+        return {"rebuilt": True}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
 
     def __del__(self):
-        Counted.alive.discard(id(self))
+        Counted.alive -= hasattr(self, "rebuilt")
 
 
-def count_alive(x):
-    return len(Counted.alive)
+def test_objects_of_a_call_are_let_go_before_the_next_is_rebuilt():
+    client = Client()
+    Counted.most = 0
+    assert client.run([client.encode(type, Counted()) for _ in range(4)]) == [Counted] * 4
+    assert (Counted.most, Counted.alive) == (1, 0)

@@ -18,7 +18,7 @@ import jobfleet.errors
 from jobfleet._ship import NEED_CODE, bootstrap, package_code
 from jobfleet._wire import Reply, Request, TaskFailure
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
 
 DIGEST, CODE = package_code()
 PRIVATE = f"_jobfleet_{DIGEST}"

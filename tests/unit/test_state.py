@@ -278,6 +278,16 @@ def test_a_second_failure_of_a_batch_is_dropped():
     assert call.reply([1], error=ValueError("later")) == []
 
 
+def test_of_failures_that_are_there_together_the_earliest_is_delivered_first():
+    call = Call(slots=3, fixed_batches=True)
+    for _ in range(3):
+        call.arrive(1)
+    errors = [ValueError(n) for n in range(3)]
+    events = [ChunkReplied(n, [], errors[n], 1.0, False) for n in (2, 0, 1)]
+    commands = call.state.handle_all(events, call.now_s)
+    assert outcomes(commands) == [(n, [None], errors[n]) for n in range(3)]
+
+
 def test_failures_are_delivered_before_results():
     call = Call(slots=1).knows_tasks_to_be(TARGET_S / 2)
     call.arrive(2)
@@ -312,12 +322,29 @@ def test_a_retried_task_is_alone_and_its_neighbours_run_once():
     assert call.reply([1]) == [Deliver(0, [0, 10, 20, 30], None)]
 
 
-def test_a_retried_task_is_not_mixed_with_what_comes_later():
-    call = Call(slots=1, retries=1).knows_tasks_to_be(TARGET_S / 4)
-    for _ in range(3):
+def two_more_in_flight_than_go_now(**changes):
+    """Give a call that has four chunks of two tasks in flight and, its tasks making calls, sends two at most."""
+    call = Call(slots=2, **changes).knows_tasks_to_be(TARGET_S / 4)
+    for _ in range(4):
         call.arrive(2)
-    assert sent_tasks(call.reply([0, 1], n_done=1, error=OOPS, each_s=TARGET_S / 4)) == [(1,)]
-    assert sent_tasks(call.reply([2, 3], each_s=TARGET_S / 4)) == [(4, 5)]
+    call.state._nested = True
+    assert list(call.sent.values()) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    return call
+
+
+def goes_before_what_comes_later(call, *chunks):
+    """Check in which chunks what was queued again goes, and then a batch that has come meanwhile."""
+    call.arrive(2)
+    sent = []
+    while call.sent:
+        sent += sent_tasks(call.reply(next(iter(call.sent.values())), each_s=TARGET_S / 4))
+    assert sent == [*chunks, (8, 9)]
+
+
+def test_a_retried_task_is_not_mixed_with_what_comes_later():
+    call = two_more_in_flight_than_go_now(retries=1)
+    assert call.reply([0, 1], n_done=1, error=OOPS, each_s=TARGET_S / 4) == []
+    goes_before_what_comes_later(call, (1,))
 
 
 def test_each_task_has_retries_of_its_own():
@@ -341,22 +368,17 @@ def test_a_chunk_whose_data_are_lost_runs_again_whole():
     assert call.forgotten == [0, 1, 2]
 
 
-def test_what_has_lost_its_data_is_not_mixed_with_what_has_not():
-    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 4)
-    for _ in range(3):
-        call.arrive(2)
-    assert list(call.sent.values()) == [(0, 1), (2, 3)]
-    assert sent_tasks(call.lose([2, 3], LostKind.DATA)) == [(2, 3)]
-    assert sent_tasks(call.reply([0, 1], each_s=TARGET_S / 4)) == [(4, 5)]
+def test_what_has_lost_its_data_is_not_mixed_with_what_comes_later():
+    call = two_more_in_flight_than_go_now()
+    assert call.lose([0, 1], LostKind.DATA) == []
+    call.state.sizer.size = 100
+    goes_before_what_comes_later(call, (0, 1))
 
 
 def test_what_may_kill_its_worker_is_not_mixed_with_what_comes_later():
-    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 4)
-    for _ in range(3):
-        call.arrive(2)
-    assert sent_tasks(call.lose([0, 1])) == [(0,)]
-    assert sent_tasks(call.reply([0], each_s=TARGET_S / 4)) == [(1,)]
-    assert sent_tasks(call.reply([1], each_s=TARGET_S / 4)) == [(4, 5)]
+    call = two_more_in_flight_than_go_now()
+    assert call.lose([0, 1]) == []
+    goes_before_what_comes_later(call, (0,), (1,))
 
 
 def test_a_lost_worker_has_its_tasks_run_one_by_one():
@@ -426,6 +448,13 @@ def test_joblib_is_asked_for_as_much_as_the_new_slots_may_run(changes, slots, as
     call = Call(slots=2, **changes)
     call.slots(slots)
     assert call.asked == asked
+
+
+def test_slots_that_joined_and_come_back_are_not_new_either():
+    call = Call(slots=2)
+    for total in [4, 2, 4, 5, 1, 5]:
+        call.slots(total)
+    assert call.asked == 2 * 3
 
 
 def test_slots_that_come_back_are_not_new():

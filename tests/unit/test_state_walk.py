@@ -21,7 +21,7 @@ from jobfleet._call.state import (
 )
 from jobfleet._engine.base import LostKind
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 WAITING, DONE, GIVEN_UP = "waiting", "done", "given up"
 
