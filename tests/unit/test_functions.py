@@ -167,6 +167,14 @@ def test_no_task_sees_what_another_did_to_its_function(source):
     assert [client.call(f, (i,)) for i in range(3)] == [[1], [1], [1]]
 
 
+def test_a_function_of_the_real_main_module_travels_by_value(monkeypatch):
+    names = vars(sys.modules["__main__"])
+    for name in ("seen", "f"):
+        monkeypatch.setitem(names, name, None)
+    exec(WITH_STATE["global"], names)
+    assert Client().call(names["f"], (1,), (2,)) == [1, 1]
+
+
 def test_the_clients_own_function_is_not_touched():
     script, _ = in_main(WITH_STATE["global"])
     Client().call(script.f, (1,), (2,))

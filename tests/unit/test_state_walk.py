@@ -287,7 +287,7 @@ def walks(events):
 
 
 walk_settings = settings(
-    max_examples=400,
+    max_examples=250,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
