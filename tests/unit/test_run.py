@@ -9,11 +9,11 @@ import cloudpickle
 import joblib
 import pytest
 from joblib import parallel_config
+from tests.unit.chunks import Client, Failed, here, read
 
 from jobfleet import _wire as wire
 from jobfleet._wire import Reply, Request
 from jobfleet._worker.run import run_chunk
-from tests.unit.chunks import Client, Failed, here, read
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -78,7 +78,10 @@ def test_an_answer_says_who_ran_it_and_how_long():
 
 def test_short_results_are_answered_together_and_others_one_by_one():
     reply = Reply.from_bytes(answer([(note, v) for v in (1, "a", [2], 3, 4)])[0])
-    assert [(kind, len(pickle.loads(fields[1]))) for kind, *fields in reply.results if kind == wire.MANY] == [(wire.MANY, 2), (wire.MANY, 2)]
+    assert [(kind, len(pickle.loads(fields[1]))) for kind, *fields in reply.results if kind == wire.MANY] == [
+        (wire.MANY, 2),
+        (wire.MANY, 2),
+    ]
     assert [kind for kind, *_ in reply.results] == [wire.MANY, wire.ONE, wire.MANY]
 
 
@@ -153,7 +156,6 @@ def test_a_function_whose_module_is_missing_is_a_failure_that_says_so(lost_funct
     assert "only_in_the_client" in error.value.failure.message
 
 
-@pytest.mark.xfail(strict=True, reason="all functions are loaded first, and the first call is blamed")
 def test_a_function_that_is_missing_fails_its_own_call(lost_function):
     client, task = lost_function
     with pytest.raises(Failed) as error:
@@ -200,7 +202,7 @@ def test_an_initializer_runs_once_per_process_before_the_first_call(monkeypatch)
     once = initializer(name, 1)
     for _ in range(3):
         assert read(answer([(initialized, name), (initialized, name)], initializer=once)) == [1, 1]
-    assert RAN == [(name, 1)]
+    assert [(name, 1)] == RAN
     assert read(answer([(initialized, name)], initializer=initializer(name, 2))) == [2]
 
 
@@ -220,7 +222,7 @@ def test_other_threads_wait_for_the_initializer(monkeypatch):
     for thread in threads:
         thread.join(10)
     assert results == [[1]] * 4
-    assert RAN == [(name, 1)]
+    assert [(name, 1)] == RAN
 
 
 @pytest.mark.parametrize("error", [ValueError("a"), SystemExit(3)])
@@ -268,7 +270,7 @@ def test_objects_of_a_call_are_let_go_before_the_next_is_rebuilt():
 
 
 class Counted:
-    alive = set()
+    alive = set()  # noqa: RUF012  # of all
 
     def __setstate__(self, state):
         Counted.alive.add(id(self))
