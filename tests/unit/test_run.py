@@ -156,7 +156,6 @@ def test_a_function_whose_module_is_missing_is_a_failure_that_says_so(lost_funct
     assert "only_in_the_client" in error.value.failure.message
 
 
-@pytest.mark.xfail(strict=True, reason="all functions are loaded first, and the first call is blamed")
 def test_a_function_that_is_missing_fails_its_own_call(lost_function):
     client, task = lost_function
     with pytest.raises(Failed) as error:

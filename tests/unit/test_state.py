@@ -477,7 +477,7 @@ def test_no_slot_for_too_long_ends_the_call():
     call.arrive(5)
     call.slots(0)
     call.now_s += 59.9
-    assert call.slots(0) == []
+    assert outcomes(call.slots(0)) == []
     call.now_s += 0.2
     ((batch, results, error),) = outcomes(call.slots(0))
     assert (batch, results) == (0, [None] * 5)
@@ -497,8 +497,27 @@ def test_a_slot_that_comes_back_in_time_starts_the_wait_anew():
     call.now_s += 59
     call.slots(0)
     call.now_s += 59
-    assert call.slots(0) == []
-    assert call.reply([0]) == [Send(1, (1,))]
+    assert outcomes(call.slots(0)) == []
+
+
+def test_a_cluster_that_is_slow_is_shown_more_work_than_it_has_slots_for():
+    """An adaptive cluster grows only for tasks that its scheduler knows of."""
+    call = Call(slots=1)
+    call.arrive(4)
+    assert len(call.sent) == 1
+    call.slots(1)
+    call.now_s += 1.0
+    assert sent_tasks(call.slots(1)) == [(1,), (2,), (3,)]
+    several = Call(slots=1, n_jobs=3)
+    several.arrive(5)
+    several.slots(1)
+    several.now_s += 1.0
+    assert len(sent_tasks(several.slots(1))) == 3
+    no_more_than_asked_for = Call(slots=4, n_jobs=2)
+    no_more_than_asked_for.arrive(5)
+    no_more_than_asked_for.slots(4)
+    no_more_than_asked_for.now_s += 1.0
+    assert sent_tasks(no_more_than_asked_for.slots(4)) == []
 
 
 def test_a_call_that_waits_for_nothing_has_no_need_of_slots():

@@ -90,7 +90,11 @@ class Books:
         self.tasks.update(dict.fromkeys(tasks, chunk))
         # Where slots remain that are not ours to use, and where tasks make calls, nothing may wait on a slot.
         per_slot = 1 if self.nested or self.concurrency < self.slots else 2
-        assert len(self.chunks) <= per_slot * self.concurrency
+        most = per_slot * self.concurrency
+        if self.limits.n_jobs == -1 or self.limits.n_jobs > self.slots:
+            # Chunks that take long: what waits must be seen by an adaptive cluster.
+            most = max(most, 4 * self.concurrency, self.limits.n_jobs)
+        assert len(self.chunks) <= most
 
     def on_deliver(self, command):
         batch = self.batches[command.batch]

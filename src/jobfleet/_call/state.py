@@ -15,6 +15,10 @@ from .._engine.base import LostKind
 from .chunking import ChunkSizer
 from .recovery import after_loss, no_workers_left
 
+#: When chunks take longer than this, some more are shown to the cluster than it has slots.
+_STALL_S = 1.0
+_SHOWN_PER_SLOT = 4
+
 
 @dataclass(frozen=True, slots=True)
 class BatchArrived:
@@ -174,6 +178,9 @@ class CallState:
     """Batches whose outcome is known and not delivered, in order of completion."""
     _first_undelivered: int = 0
     _empty_since_s: float | None = None
+    _last_reply_s: float | None = None
+    _stalled: bool = False
+    """No chunk has come back for a while, though tasks wait."""
     _most_concurrent: int = 0
     """Tasks that joblib was made to dispatch for, so far."""
 
@@ -204,6 +211,7 @@ class CallState:
                     self._arrived(event)
                 case ChunkReplied():
                     self._replied(event, commands)
+                    self._last_reply_s, self._stalled = now_s, False
                 case ChunkLost():
                     self._lost(event, commands)
                 case SlotsChanged():
@@ -283,6 +291,9 @@ class CallState:
         elif now_s - self._empty_since_s >= self.limits.no_workers_timeout_s:
             self._fail_all(no_workers_left(self.limits.no_workers_timeout_s))
             return
+        if self._last_reply_s is None:
+            self._last_reply_s = now_s
+        self._stalled = now_s - self._last_reply_s >= _STALL_S
         joined = self._concurrency(self.slots) - self._most_concurrent
         if joined > 0:
             self._most_concurrent += joined
@@ -392,6 +403,9 @@ class CallState:
 
     def _max_chunks(self) -> int:
         concurrency = self._concurrency(self.slots)
+        if self._stalled and not self._nested and (self.limits.n_jobs == -1 or self.limits.n_jobs > self.slots):
+            # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
+            return max(self.limits.n_jobs, _SHOWN_PER_SLOT * concurrency)
         if concurrency < self.slots or self._nested:
             # A waiting chunk would run on a slot that is not ours to use, or, while a task
             # waits for its inner ones, start more outer tasks than there are slots.

@@ -291,9 +291,10 @@ class DaskSession:
             return LostKind.ABANDONED
         if isinstance(error, distributed.scheduler.KilledWorker):
             return LostKind.WORKER
-        if self._client.status != "running" or isinstance(error, (CommClosedError, OSError)):
+        if self._client.status != "running" or isinstance(error, CommClosedError):
             return LostKind.SCHEDULER
-        if isinstance(error, asyncio.CancelledError):
+        # `scatter` gives up after 30 s without a worker.
+        if isinstance(error, (asyncio.CancelledError, TimeoutError)):
             # A key went that the chunk depends on: its holder died. Place all again that are not there.
             for blob in chunk.placed:
                 self._forget_lost(blob)

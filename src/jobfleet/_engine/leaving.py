@@ -76,13 +76,16 @@ class _Leaving(distributed.WorkerPlugin):
         if worker is None or (task is not None and task.state != "cancelled"):
             return
         with self._lock:
-            thread = self._threads.pop(key, None)
+            thread = self._threads.get(key)
             executor = worker.executors["default"]
-            if thread is None or thread not in executor._threads:
-                return  # it has ended, or waits for inner tasks and holds no slot
             with threads_lock:
+                if thread not in executor._threads:
+                    # It has ended; or it waits for inner tasks and holds no slot: these end now, and it will
+                    # come back to the pool, where it must be able to go on.
+                    return
                 executor._threads.discard(thread)
                 executor._adjust_thread_count()
+            del self._threads[key]
         worker.handle_stimulus(
             SecedeEvent(key=key, compute_duration=0.0, stimulus_id=f"jobfleet-leaving-{time.time()}")
         )

@@ -74,11 +74,8 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
     results = _Results()
     failure = None
     capture = Capture(spec.filters, cloudpickle.dumps) if place.captures(spec) else None
-    try:
-        # Modules are imported here, whose warnings are none of the task's.
-        calls = _Calls(request, values)
-    except _Failed as error:
-        return results.reply(place.address, 0.0, error.failure, nested=False)
+    # Modules are imported here, whose warnings are none of the task's.
+    calls = _Calls(request, values)
     started = time.perf_counter()
     with (
         capture or nullcontext(),
@@ -153,20 +150,34 @@ class _Calls:
     def __init__(self, request: Request, values: Sequence[Any]) -> None:
         self._request = request
         self._values = values
-        self._functions = [self._load(data, (), "function") for data in request.functions]
+        self._functions = [self._function(data) for data in request.functions]
 
     def __iter__(self) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         functions = self._functions
         for item in self._request.items:
             if item[0] == wire.MANY:
                 for args, kwargs in pickle.loads(item[2]):
-                    yield functions[item[1]], args, kwargs
+                    yield self._loaded(functions[item[1]]), args, kwargs
                 continue
             _, function, data, buffers = item
             part = "function or an argument" if function is None else "argument"
+            shared = None if function is None else self._loaded(functions[function])
             value = self._load(data, buffers, part)
-            yield value if function is None else (functions[function], *value)
+            yield value if function is None else (shared, *value)
             del value
+
+    def _function(self, data: bytes) -> Any:
+        """Load a function, or keep what went wrong for the first call that needs it."""
+        try:
+            return self._load(data, (), "function")
+        except _Failed as error:
+            return error
+
+    @staticmethod
+    def _loaded(function: Any) -> Any:
+        if isinstance(function, _Failed):
+            raise function
+        return function
 
     def _load(self, data: bytes, buffers: Sequence[tuple[int, bool, bool]], part: str) -> Any:
         try:
