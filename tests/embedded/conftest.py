@@ -1,5 +1,6 @@
 """Programs that use the embedded cluster, run as a user would run them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -108,9 +109,15 @@ def program(tmp_path):
     program = Program(tmp_path)
     yield program
     popen = program.popen
-    if popen is not None and popen.poll() is None:
-        popen.kill()
-        popen.communicate()
+    if popen is not None:
+        if popen.poll() is None:
+            popen.kill()
+            popen.wait(10)
+        for pipe in (popen.stdin, popen.stdout, popen.stderr):
+            if pipe is not None:
+                # What it could not write any more is of no interest.
+                with contextlib.suppress(OSError):
+                    pipe.close()
     # Whatever the test was about, nothing stays.
     try:
         until(lambda: not program.left(), 5)
