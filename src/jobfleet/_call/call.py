@@ -23,6 +23,7 @@ from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
 from .describe import Call, label, loss_error, not_readable, not_sendable, task_error
+from .output import OutputOrder
 from .state import (
     AskForMore,
     BatchArrived,
@@ -127,6 +128,7 @@ class ParallelCall:
         self._encoder = Encoder(self._blobs, setup.scattered, setup.max_nbytes)
         self._state = CallState(setup.limits, setup.slots)
         self._tasks: dict[int, tuple[Call, EncodedTask]] = {}
+        self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
         self._sent: dict[int, tuple[int, ...]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
@@ -220,7 +222,7 @@ class ParallelCall:
         failures = [delivery for delivery in deliveries if delivery.error is not None]
         for delivery in failures:
             self._deliver(delivery)
-        if not awaits_results(self._setup.parallel) and failures:
+        if not awaits_results(self._setup.parallel):
             self._settle()
             return
         for command in commands:
@@ -299,17 +301,19 @@ class ParallelCall:
             return ChunkLost(chunk, outcome.kind, error)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure = self._results(reply, outcome[1:], tasks)
+        ended = tasks[: len(results) + (failure is not None)]
+        self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
+        if failure is not None:
+            self._emit(self._output.take_all())
         raised = reply.failure is not None and TaskFailure(*reply.failure).kind == wire.RAISED
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, raised)
 
     def _results(
         self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]
     ) -> tuple[list[Any], BaseException | None]:
-        """Emit what was printed, and unpickle the results; gives the first failure after them."""
-        n_valid, warning = self._emit(reply, len(tasks))
+        """Unpickle the results; gives the first failure after them."""
         results: list[Any] = []
         used = 0
-        error: BaseException | None = None
         for kind, *fields in reply.results:
             if kind == wire.MANY:
                 results.extend(pickle.loads(fields[1]))
@@ -319,31 +323,21 @@ class ParallelCall:
                 results.append(pickle.loads(data, buffers=[_writable(b) for b in buffers[used : used + n_buffers]]))
             except BaseException as reason:  # user code ran: whatever it is, it must not end this thread
                 task = tasks[len(results)]
-                error = not_readable(reason, task, self._tasks[task][0], reply.worker)
-                break
+                return results, not_readable(reason, task, self._tasks[task][0], reply.worker)
             used += n_buffers
-        else:
-            if reply.failure is not None:
-                task = tasks[len(results)]
-                error = task_error(TaskFailure(*reply.failure), task, self._tasks[task][0], reply.worker)
-        if warning is not None and n_valid <= len(results):
-            return results[:n_valid], warning
-        return results, error
+        if reply.failure is None:
+            return results, None
+        task = tasks[len(results)]
+        return results, task_error(TaskFailure(*reply.failure), task, self._tasks[task][0], reply.worker)
 
-    def _emit(self, reply: Reply, n_tasks: int) -> tuple[int, Warning | None]:
-        """Emit what tasks printed and warned.
-
-        Gives how many tasks there are before the first with a warning that the caller's filters make an
-        error, as they would have in the task, and that warning.
-        """
-        first, error = n_tasks, None
-        for position, events in reply.events:
+    def _emit(self, shown: list[Any]) -> None:
+        """Print and warn what tasks did; a warning that the caller's filters make an error ends the call."""
+        for events in shown:
             try:
                 emit(events, self._setup.sink)
             except Warning as warning:
-                if error is None:
-                    first, error = position, warning
-        return first, error
+                if not self._ended and awaits_results(self._setup.parallel):
+                    fail_call(self._setup.parallel, warning)
 
     def _deliver(self, command: Deliver) -> None:
         callback = self._callbacks[command.batch]
