@@ -1,5 +1,6 @@
 """Programs that use the embedded cluster, run as a user would run them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,6 +54,7 @@ class Program:
         return path
 
     def start(self, *arguments, **kwargs):
+        self.end()
         kwargs = {"stdin": subprocess.DEVNULL, **kwargs}
         self.popen = subprocess.Popen(
             [sys.executable, *map(str, arguments)],
@@ -65,6 +67,19 @@ class Program:
             **kwargs,
         )
         return self.popen
+
+    def end(self):
+        """End the process that was started last, and close its pipes."""
+        if self.popen is None:
+            return
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait(10)
+        for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if pipe is not None:
+                # What could not be written any more is of no interest.
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
     def run(self, *arguments, stdin=None):
         """Run to the end; return what it has printed, which must be nothing on standard error."""
@@ -107,10 +122,7 @@ class Program:
 def program(tmp_path):
     program = Program(tmp_path)
     yield program
-    popen = program.popen
-    if popen is not None and popen.poll() is None:
-        popen.kill()
-        popen.communicate()
+    program.end()
     # Whatever the test was about, nothing stays.
     try:
         until(lambda: not program.left(), 5)

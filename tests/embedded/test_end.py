@@ -4,7 +4,8 @@ import os
 import signal
 
 import psutil
-from conftest import until
+
+from tests.embedded.conftest import until
 
 WAIT = """
 print(*[p.pid for p in processes()], flush=True)

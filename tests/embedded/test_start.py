@@ -16,7 +16,7 @@ print(client.submit(lambda: 6 * 7).result())
 
 @pytest.fixture
 def head():
-    from conftest import HEAD
+    from tests.embedded.conftest import HEAD
 
     return HEAD
 

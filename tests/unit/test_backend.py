@@ -410,7 +410,6 @@ def return_a_generator(x):
     return (i for i in range(x))
 
 
-@pytest.mark.xfail(strict=True, reason="whatever a chunk failed of counts")
 def test_retries_are_for_what_tasks_raise():
     RUNS.clear()
     with pytest.raises(SerializationError):

@@ -299,7 +299,8 @@ class ParallelCall:
             return ChunkLost(chunk, outcome.kind, error)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure = self._results(reply, outcome[1:], tasks)
-        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested)
+        raised = reply.failure is not None and TaskFailure(*reply.failure).kind == wire.RAISED
+        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, raised)
 
     def _results(
         self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]

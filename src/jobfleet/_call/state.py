@@ -41,6 +41,8 @@ class ChunkReplied:
     """What the task after those raised; the rest did not run."""
     seconds: float
     nested: bool
+    raised: bool = True
+    """`error` is what the user's function raised: `retries` are for that alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,12 +260,12 @@ class CallState:
         left = chunk.tasks[n_done:]
         if event.error is not None:
             failed, left = left[0], left[1:]
-            self._raised(failed, event.error, commands)
+            self._failed(failed, event, event.error, commands)
         self._requeue(left, commands)
 
-    def _raised(self, task: int, error: BaseException, commands: list[Command]) -> None:
+    def _failed(self, task: int, event: ChunkReplied, error: BaseException, commands: list[Command]) -> None:
         tries = self._tries[task] = self._tries.get(task, 0) + 1
-        if tries <= self.limits.retries:
+        if event.raised and tries <= self.limits.retries:
             self._requeue((task,), commands, alone=True)
             return
         commands.append(Forget((task,)))
