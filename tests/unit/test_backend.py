@@ -451,7 +451,7 @@ def test_a_result_that_does_not_unpickle_is_not_tried_again_because_a_later_task
     RUNS.clear()
     calls = parallel(ScriptedEngine(1), retries=3, batch_size=2, pre_dispatch="all")
     with pytest.raises(SerializationError):
-        calls(delayed(give_what_does_not_unpickle_or_raise)(x) for x in (0, 1))
+        calls(delayed(give_what_does_not_unpickle_or_raise)(x) for x in (0, 1, 1, 1))
     assert RUNS.count(0) == 1
 
 
