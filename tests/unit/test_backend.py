@@ -417,6 +417,44 @@ def test_retries_are_for_what_tasks_raise():
     assert RUNS == [1]
 
 
+class DoesNotPickle(Exception):
+    def __reduce__(self):
+        raise TypeError("cannot pickle this")
+
+
+def fail_once_with_what_does_not_pickle(x):
+    RUNS.append(x)
+    if len(RUNS) == 1:
+        raise DoesNotPickle
+    return x
+
+
+@pytest.mark.xfail(strict=True, raises=SerializationError, reason="taken for a fault of pickling alone")
+def test_an_exception_that_does_not_pickle_was_raised_all_the_same():
+    RUNS.clear()
+    assert parallel(ScriptedEngine(1), retries=1)([delayed(fail_once_with_what_does_not_pickle)(7)]) == [7]
+    assert RUNS == [7, 7]
+
+
+class DoesNotUnpickle:
+    def __reduce__(self):
+        return fail_with, (1,)
+
+
+def give_what_does_not_unpickle_or_raise(x):
+    RUNS.append(x)
+    return DoesNotUnpickle() if x == 0 else fail_with(x)
+
+
+@pytest.mark.xfail(strict=True, reason="of two failures in a chunk the other is looked at")
+def test_a_result_that_does_not_unpickle_is_not_tried_again_because_a_later_task_raised():
+    RUNS.clear()
+    calls = parallel(ScriptedEngine(1), retries=3, batch_size=2, pre_dispatch="all")
+    with pytest.raises(SerializationError):
+        calls(delayed(give_what_does_not_unpickle_or_raise)(x) for x in (0, 1, 1, 1))
+    assert RUNS.count(0) == 1
+
+
 def test_the_users_iterable_may_raise():
     def tasks():
         yield delayed(double)(1)

@@ -472,6 +472,17 @@ def test_a_cluster_that_has_shrunk_to_nothing_is_shown_that_work_waits(n_jobs):
     assert len(sent_tasks(call.arrive(4))) >= 1
 
 
+@pytest.mark.xfail(strict=True, reason="as many wait as slots suggest, whatever n_jobs is")
+@pytest.mark.parametrize("task_s", [TARGET_S, 3.0])
+def test_no_more_is_shown_than_may_run_at_once_when_slots_join(task_s):
+    call = Call(slots=4, n_jobs=5).knows_tasks_to_be(task_s)
+    call.arrive(50)
+    for _ in range(3):
+        call.now_s += 2.0
+        call.slots(4)
+    assert 4 <= len(call.sent) <= 5, "these all start if more slots join, before that is known"
+
+
 def test_no_slot_for_too_long_ends_the_call():
     call = Call(slots=2, no_workers_timeout_s=60.0)
     call.arrive(5)
