@@ -429,7 +429,6 @@ def fail_once_with_what_does_not_pickle(x):
     return x
 
 
-@pytest.mark.xfail(strict=True, raises=SerializationError, reason="taken for a fault of pickling alone")
 def test_an_exception_that_does_not_pickle_was_raised_all_the_same():
     RUNS.clear()
     assert parallel(ScriptedEngine(1), retries=1)([delayed(fail_once_with_what_does_not_pickle)(7)]) == [7]
@@ -446,7 +445,6 @@ def give_what_does_not_unpickle_or_raise(x):
     return DoesNotUnpickle() if x == 0 else fail_with(x)
 
 
-@pytest.mark.xfail(strict=True, reason="of two failures in a chunk the other is looked at")
 def test_a_result_that_does_not_unpickle_is_not_tried_again_because_a_later_task_raised():
     RUNS.clear()
     calls = parallel(ScriptedEngine(1), retries=3, batch_size=2, pre_dispatch="all")

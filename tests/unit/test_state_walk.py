@@ -91,9 +91,11 @@ class Books:
         # Where slots remain that are not ours to use, and where tasks make calls, nothing may wait on a slot.
         per_slot = 1 if self.nested or self.concurrency < self.slots else 2
         most = per_slot * self.concurrency
-        if self.limits.n_jobs == -1 or self.limits.n_jobs > self.slots:
+        if self.limits.n_jobs == -1:
             # Chunks that take long: what waits must be seen by an adaptive cluster.
-            most = max(most, 4 * self.concurrency, self.limits.n_jobs)
+            most = max(most, 4 * self.concurrency)
+        elif self.limits.n_jobs > 0:
+            most = self.limits.n_jobs
         assert len(self.chunks) <= most
 
     def on_deliver(self, command):

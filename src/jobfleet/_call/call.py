@@ -300,18 +300,17 @@ class ParallelCall:
             error = loss_error(outcome, tasks[0], self._tasks[tasks[0]][0])
             return ChunkLost(chunk, outcome.kind, error)
         reply = Reply.from_bytes(bytes(outcome[0]))
-        results, failure = self._results(reply, outcome[1:], tasks)
+        results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]
         self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
         if failure is not None:
             self._emit(self._output.take_all())
-        raised = reply.failure is not None and TaskFailure(*reply.failure).kind == wire.RAISED
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, raised)
 
     def _results(
         self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]
-    ) -> tuple[list[Any], BaseException | None]:
-        """Unpickle the results; gives the first failure after them."""
+    ) -> tuple[list[Any], BaseException | None, bool]:
+        """Unpickle the results; gives the first failure after them, and whether the user's function raised it."""
         results: list[Any] = []
         used = 0
         for kind, *fields in reply.results:
@@ -323,12 +322,14 @@ class ParallelCall:
                 results.append(pickle.loads(data, buffers=[_writable(b) for b in buffers[used : used + n_buffers]]))
             except BaseException as reason:  # user code ran: whatever it is, it must not end this thread
                 task = tasks[len(results)]
-                return results, not_readable(reason, task, self._tasks[task][0], reply.worker)
+                return results, not_readable(reason, task, self._tasks[task][0], reply.worker), False
             used += n_buffers
         if reply.failure is None:
-            return results, None
+            return results, None, False
         task = tasks[len(results)]
-        return results, task_error(TaskFailure(*reply.failure), task, self._tasks[task][0], reply.worker)
+        failure = TaskFailure(*reply.failure)
+        raised = failure.kind == wire.RAISED or failure.part.startswith("exception")
+        return results, task_error(failure, task, self._tasks[task][0], reply.worker), raised
 
     def _emit(self, shown: list[Any]) -> None:
         """Print and warn what tasks did; a warning that the caller's filters make an error ends the call."""

@@ -404,14 +404,19 @@ class CallState:
         return max(1, min(n_jobs, slots) if n_jobs > 0 else slots + 1 + n_jobs)
 
     def _max_chunks(self) -> int:
+        n_jobs = self.limits.n_jobs
         concurrency = self._concurrency(self.slots)
-        if self._stalled and not self._nested and (self.limits.n_jobs == -1 or self.limits.n_jobs > self.slots):
-            # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
-            return max(self.limits.n_jobs, _SHOWN_PER_SLOT * concurrency)
+        if n_jobs > 0:
+            # Also with workers that join, which may take what waits, no more than that run at once. Those
+            # beyond the slots there are show an adaptive cluster what it could grow to.
+            return n_jobs if self._stalled and not self._nested else concurrency
         if concurrency < self.slots or self._nested:
             # A waiting chunk would run on a slot that is not ours to use, or, while a task
             # waits for its inner ones, start more outer tasks than there are slots.
             return concurrency
+        if self._stalled and n_jobs == -1:
+            # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
+            return _SHOWN_PER_SLOT * concurrency
         return concurrency * self.sizer.chunks_per_slot()
 
     def _send(self, commands: list[Command]) -> None:
