@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +18,8 @@ HERE = pathlib.Path(__file__).parent
 SITE_PACKAGES = pathlib.Path(sysconfig.get_path("purelib"))
 DEADLINE_S = {"joblib-dask": 600, "joblib-parallel": 1200, "sklearn": 3600}
 """A suite that takes longer than this has hung in a way that no test's own timeout ended."""
+LAST_WORDS_S = 60
+"""How long it may then take to say which tests failed."""
 
 
 def main():
@@ -52,12 +55,14 @@ def _run_pytest(suite, options, directory):
     environ |= counts.worker_environment(worker_counts, sklearn=suite == "sklearn")
     print(f"\n{suite}, for at most {DEADLINE_S[suite] / 60:.0f} min", flush=True)
     start = time.monotonic()
-    try:
-        code = subprocess.run(command, env=environ, timeout=DEADLINE_S[suite]).returncode
-    except subprocess.TimeoutExpired:
-        print(f"{suite}: killed after {DEADLINE_S[suite]} s")
-        code = -1
-    return code, time.monotonic() - start
+    with subprocess.Popen(command, env=environ) as process:
+        for deadline_s, end in ((DEADLINE_S[suite], process.send_signal), (LAST_WORDS_S, lambda _: process.kill())):
+            try:
+                process.wait(deadline_s)
+                break
+            except subprocess.TimeoutExpired:
+                end(signal.SIGINT)
+    return process.returncode, time.monotonic() - start
 
 
 if __name__ == "__main__":

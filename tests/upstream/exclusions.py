@@ -82,4 +82,139 @@ JOBLIB_PARALLEL = _exclusions(
     ),
 )
 
-EXCLUSIONS = {"joblib-dask": JOBLIB_DASK, "joblib-parallel": JOBLIB_PARALLEL, "sklearn": ()}
+# What follows fails under loky in the same way: it was compared test by test.
+COPY = "works on a copy: the test looks in its own process for what a task did to an object"
+REGISTRY = "works on a copy: the estimators record in a list of the client's how they were called"
+FLOAT64 = "n_jobs > 1: scikit-learn's parallel sparse coding gives float64 for float32, in threads too"
+LAST_BIT = "n_jobs > 1: scikit-learn's parallel distances differ in the last bit, in threads too"
+GENERATOR = "does not pickle: the task holds a generator"
+
+
+def _in_sklearn(reason, *tests):
+    """Make exclusions of several tests for one reason."""
+    return tuple(Exclusion(f"sklearn/{test}", reason) for test in tests)
+
+
+def _one_each(test, *params):
+    """Name a test with each of these parameters."""
+    return tuple(f"{test}[{param}]" for param in params)
+
+
+SKLEARN = (
+    *_in_sklearn(
+        COPY,
+        "linear_model/tests/test_logistic.py::test_logistic_cv_mock_scorer",
+        "model_selection/tests/test_search.py::test_search_callbacks_receive_search_instance",
+        "model_selection/tests/test_search.py::test_searchcv_raise_warning_with_non_finite_score",
+        "model_selection/tests/test_successive_halving.py::test_base_estimator_inputs",
+        "model_selection/tests/test_successive_halving.py::test_cv_results",
+        "model_selection/tests/test_validation.py::test_cross_val_score_score_func",
+        "tests/test_pipeline.py::test_feature_union",
+        "tests/test_pipeline.py::test_n_features_in_feature_union",
+    ),
+    *_in_sklearn(
+        REGISTRY,
+        "compose/tests/test_column_transformer.py::test_metadata_routing_for_column_transformer",
+        "ensemble/tests/test_bagging.py::test_metadata_routing_with_dynamic_method_selection",
+        "ensemble/tests/test_stacking.py::test_metadata_routing_for_stacking_estimators",
+        "ensemble/tests/test_voting.py::test_metadata_routing_for_voting_estimators",
+        "model_selection/tests/test_search.py::test_multi_metric_search_forwards_metadata",
+        "model_selection/tests/test_validation.py::test_learning_curve_exploit_incremental_learning_routing",
+        *_one_each(
+            "model_selection/tests/test_validation.py::test_validation_functions_routing",
+            "cross_validate-*",
+            "cross_val_score-*",
+            "cross_val_predict-*",
+            "learning_curve-*",
+            "validation_curve-*",
+        ),
+        *_one_each(
+            "tests/test_metaestimators_metadata_routing.py::test_metadata_is_routed_correctly_to_scorer",
+            "GridSearchCV",
+            "HalvingGridSearchCV",
+            "HalvingRandomSearchCV",
+            "LogisticRegressionCV",
+            "RFECV",
+            "RandomizedSearchCV",
+            "RidgeCV1",
+            "RidgeClassifierCV1",
+            "SequentialFeatureSelector",
+            "TunedThresholdClassifierCV",
+        ),
+        "tests/test_metaestimators_metadata_routing.py::test_metadata_routed_to_sub_estimator_in_pipeline"
+        "[SequentialFeatureSelector]",
+        *_one_each(
+            "tests/test_metaestimators_metadata_routing.py::test_setting_request_on_sub_estimator_removes_error",
+            "BaggingClassifier",
+            "BaggingRegressor",
+            "CalibratedClassifierCV",
+            "MultiOutputClassifier",
+            "MultiOutputRegressor",
+            "OneVsOneClassifier",
+            "OneVsRestClassifier",
+            "OutputCodeClassifier",
+            "SequentialFeatureSelector",
+        ),
+        "tests/test_pipeline.py::test_feature_union_metadata_routing",
+    ),
+    *_in_sklearn(
+        FLOAT64,
+        "decomposition/tests/test_dict_learning.py::test_dict_learning_dtype_match[float32-float32-*]",
+        "decomposition/tests/test_dict_learning.py::test_dict_learning_online_dtype_match[float32-float32-*]",
+        *_one_each(
+            "decomposition/tests/test_dict_learning.py::test_dictionary_learning_dtype_match",
+            "float32-float32-lars-*",
+            "float32-float32-lasso_cd-*",
+            "float32-float32-lasso_lars-*",
+            "float32-float32-omp-*",
+        ),
+        *_one_each(
+            "decomposition/tests/test_dict_learning.py::test_minibatch_dictionary_learning_dtype_match",
+            "float32-float32-lars-*",
+            "float32-float32-lasso_cd-*",
+            "float32-float32-lasso_lars-*",
+            "float32-float32-omp-*",
+        ),
+        *_one_each(
+            "decomposition/tests/test_dict_learning.py::test_sparse_coder_dtype_match",
+            "float32-lars",
+            "float32-lasso_cd",
+            "float32-lasso_lars",
+            "float32-omp",
+        ),
+        *_one_each(
+            "decomposition/tests/test_dict_learning.py::test_sparse_encode_dtype_match",
+            "float32-lars",
+            "float32-lasso_cd",
+            "float32-lasso_lars",
+            "float32-omp",
+        ),
+    ),
+    *_in_sklearn(
+        LAST_BIT,
+        *_one_each(
+            "metrics/tests/test_pairwise.py::test_numeric_pairwise_distances_datatypes",
+            "float64-Y is X-correlation",
+            "float64-Y is X-cosine",
+        ),
+    ),
+    *_in_sklearn(
+        GENERATOR,
+        "linear_model/tests/test_ridge.py::test_ridge_gcv_sample_weights",
+        "model_selection/tests/test_search.py::test_grid_search_cv_splits_consistency",
+    ),
+    *_in_sklearn(
+        "does not pickle: the callback under test sends a class that is local to the test with plain pickle",
+        "model_selection/tests/test_search.py::test_search_callbacks_with_partial_fit_failures",
+    ),
+    *_in_sklearn(
+        "does not unpickle: the exception has keyword arguments only",
+        "model_selection/tests/test_validation.py::test_passed_unrequested_metadata[cross_val_score-*]",
+    ),
+    *_in_sklearn(
+        "does not come back the same: scikit-learn asks whether a dtype *is* np.dtype(object), a pickled one never is",
+        "neighbors/tests/test_neighbors.py::test_radius_neighbors_regressor",
+    ),
+)
+
+EXCLUSIONS = {"joblib-dask": JOBLIB_DASK, "joblib-parallel": JOBLIB_PARALLEL, "sklearn": SKLEARN}
