@@ -32,25 +32,22 @@ class Cluster:
     def settle(self):
         """Wait until nothing runs; what a test left asleep in a worker cannot be interrupted, so that worker goes."""
         deadline = time.monotonic() + SETTLE_S
-        while busy := [pid for pid, running in self._workers() if running]:
+        while busy := {address: pid for address, pid in self.client.run(_pid_if_running).items() if pid}:
             if time.monotonic() > deadline:
-                self._kill(busy)
+                self._replace(busy)
                 return
             time.sleep(0.02)
 
-    def _workers(self):
-        return self.client.run(_pid_and_running, on_error="ignore").values()
-
-    def _kill(self, pids):
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+    def _replace(self, workers):
+        for pid in workers.values():
+            os.kill(pid, signal.SIGKILL)  # its nanny starts another
             self.kills += 1
         deadline = time.monotonic() + RETURN_S
         while time.monotonic() < deadline:
-            alive = {pid for pid, _ in self._workers()}
-            if len(alive) == N_WORKERS and alive.isdisjoint(pids):
+            addresses = self.client.run_on_scheduler(_addresses)
+            if len(addresses) == N_WORKERS and addresses.isdisjoint(workers):
                 return
-            time.sleep(0.1)
+            time.sleep(0.05)
         self.renewals += 1
         self.close()
         self.start()
@@ -61,5 +58,9 @@ class Cluster:
         self.cluster.close()
 
 
-def _pid_and_running(dask_worker):
-    return os.getpid(), len(dask_worker.state.executing) + len(dask_worker.state.long_running)
+def _pid_if_running(dask_worker):
+    return os.getpid() if dask_worker.state.executing or dask_worker.state.long_running else None
+
+
+def _addresses(dask_scheduler):
+    return set(dask_scheduler.workers)
