@@ -142,9 +142,6 @@ def pytest_terminal_summary(terminalreporter, config):
     line(f"Dask tasks that ran in the client's process, on in-process clusters: {workers.inside}")
     if run.suite == "sklearn":
         line(f"single calls of scikit-learn that ran outside the client: {workers.sklearn_calls}")
-    line(
-        f"workers killed between tests, a task still running: {run.cluster.kills}; new clusters: {run.cluster.renewals}"
-    )
     for reason, number in run.left_out.most_common():
         line(f"left out: {number:4d}  {reason}")
     for test in run.hung:

@@ -233,4 +233,3 @@ def _selected(request, upstream, cluster):
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(joblib.parallel, "DEFAULT_BACKEND", "dask")
         yield
-    cluster.settle()
