@@ -15,7 +15,14 @@ from joblib.disk import memstr_to_bytes
 from ._call.call import CallSetup, Outputs, ParallelCall
 from ._call.chunking import BUDGET_S
 from ._call.state import CallLimits
-from ._compat import FallbackToBackend, ParallelBackendBase, batch_calls, follows_n_jobs, forget_leftovers
+from ._compat import (
+    FallbackToBackend,
+    ParallelBackendBase,
+    batch_calls,
+    follows_n_jobs,
+    forget_leftovers,
+    raise_early_failure,
+)
 from ._data.scatter import ScatteredObject, scattered_objects
 from ._engine import forks  # noqa: F401  # must see a fork that happens before the first call
 from ._engine.base import Engine, Slots
@@ -202,6 +209,7 @@ class JobfleetBackend(ParallelBackendBase):
     @contextlib.contextmanager
     def retrieval_context(self) -> Iterator[None]:
         """Let other tasks have this thread's slot while it waits, in a task that makes a call."""
+        raise_early_failure(self.parallel)
         with self._engine_in_use().waiting():
             if self._call is not None and self._lends_thread():
                 self._call.wait()

@@ -23,6 +23,7 @@ __all__ = [
     "fail_call",
     "follows_n_jobs",
     "forget_leftovers",
+    "raise_early_failure",
 ]
 
 
@@ -65,6 +66,16 @@ def forget_leftovers(parallel: Parallel) -> None:
     with parallel._lock, contextlib.suppress(queue.Empty):
         while True:
             parallel._ready_batches.get(block=False)
+
+
+def raise_early_failure(parallel: Parallel) -> None:
+    """Raise what has failed before results are waited for.
+
+    Where the user's iterable raises while ``pre_dispatch="all"`` reads it and no task is left to wait for, joblib
+    itself would give an empty list (joblib 1.6).
+    """
+    if parallel._aborting:
+        parallel._raise_error_fast()
 
 
 def awaits_results(parallel: Parallel) -> bool:

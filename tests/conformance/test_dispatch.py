@@ -126,7 +126,8 @@ def test_an_endless_input_can_be_given_up(backend):
         assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
 
 
-def test_an_error_of_the_input_is_the_callers(backend):
+@pytest.mark.parametrize("pre_dispatch", ["2*n_jobs", "all"])
+def test_an_error_of_the_input_is_the_callers(backend, pre_dispatch):
     def calls(good):
         for i in range(good):
             yield delayed(square)(i)
@@ -135,7 +136,7 @@ def test_an_error_of_the_input_is_the_callers(backend):
     with backend():
         for good in (0, 1, 3, 20):
             with pytest.raises(LookupError, match="the input broke"):
-                Parallel()(calls(good))
+                Parallel(pre_dispatch=pre_dispatch)(calls(good))
         assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
 
 

@@ -1,5 +1,6 @@
 """One test for each name of joblib that is private or has moved between its versions."""
 
+import contextlib
 import inspect
 import threading
 
@@ -18,6 +19,7 @@ from jobfleet._compat import (
     fail_call,
     follows_n_jobs,
     forget_leftovers,
+    raise_early_failure,
 )
 
 pytestmark = pytest.mark.timeout(20)
@@ -228,3 +230,15 @@ def test_backend_for_tasks_gives_way_to_what_was_there():
         with backend_for_tasks(inner) as active:
             active.renew()
         assert joblib.parallel.get_active_backend()[0] is outer
+
+
+def test_raise_early_failure_raises_what_joblib_has_noted_and_nothing_else():
+    backend = ByHand()
+    results = call(backend, [delayed(abs)(-1)])
+    (_, callback) = backend.submitted[0]
+    raise_early_failure(callback.parallel)
+    fail_call(callback.parallel, LookupError("the input broke"))
+    with pytest.raises(LookupError, match="the input broke"):
+        raise_early_failure(callback.parallel)
+    with contextlib.suppress(AttributeError):  # joblib has no second use for it
+        list(results)

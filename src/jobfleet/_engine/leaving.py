@@ -53,9 +53,20 @@ class _Leaving(distributed.WorkerPlugin):
         self._lock = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
 
+    def setup(self, worker: distributed.Worker) -> None:
+        """See to the chunks that were there before the state machine was watched."""
+        with self._lock:
+            keys = list(self._threads)
+        for key in keys:
+            self._leave(key)
+
     def enter(self, key: str) -> None:
         with self._lock:
             self._threads[key] = threading.current_thread()
+        worker = self._worker()
+        if worker is not None and given_up(worker, key):
+            # It was cancelled while it was being set up, when `transition` did not know it.
+            worker.loop.add_callback(self._leave, key)
 
     def exit(self, key: str) -> None:
         with self._lock:
@@ -72,8 +83,7 @@ class _Leaving(distributed.WorkerPlugin):
 
     def _leave(self, key: str) -> None:
         worker = self._worker()
-        task = None if worker is None else worker.state.tasks.get(key)
-        if worker is None or (task is not None and task.state != "cancelled"):
+        if worker is None or not given_up(worker, key):
             return
         with self._lock:
             thread = self._threads.get(key)
@@ -89,3 +99,9 @@ class _Leaving(distributed.WorkerPlugin):
         worker.handle_stimulus(
             SecedeEvent(key=key, compute_duration=0.0, stimulus_id=f"jobfleet-leaving-{time.time()}")
         )
+
+
+def given_up(worker: distributed.Worker, key: str) -> bool:
+    """Whether the task was cancelled: Dask has no use for its result."""
+    task = worker.state.tasks.get(key)
+    return task is None or task.state == "cancelled"

@@ -10,7 +10,7 @@ from distributed.utils import thread_state
 
 from .base import Engine
 from .dask import DaskEngine, clients_in_use
-from .leaving import slot_given_back
+from .leaving import given_up, slot_given_back
 from .local import LocalEngine
 from .place import NestedBackend, TaskPlace
 
@@ -22,9 +22,7 @@ def dask_place(nested_backend: NestedBackend) -> Iterator[TaskPlace]:
     key = thread_state.key
 
     def cancelled() -> bool:
-        # Dask then has no use for its result.
-        task = worker.state.tasks.get(key)
-        return task is None or task.state == "cancelled"
+        return given_up(worker, key)
 
     def make_engine(depth: int) -> Engine:
         task = worker.state.tasks.get(key)

@@ -86,6 +86,8 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
             if spec.initializer is not None:
                 _initialize(spec.initializer)
             for function, args, kwargs in calls:
+                if place.cancelled():
+                    break
                 renew()
                 result = _call(function, args, kwargs)
                 # Large objects of a task must not live on while the next one is rebuilt.
@@ -94,7 +96,7 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
                     results.add_events(capture.take())
                 results.add(result)
                 del result
-                if place.cancelled() or _over(started, spec.budget_s):
+                if _over(started, spec.budget_s):
                     break
         except _Failed as error:
             failure = error.failure
