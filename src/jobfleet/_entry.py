@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._backend import nested_backend
+from ._engine.buffer_service import current_service
 from ._engine.task import dask_place
-from ._wire import Request
+from ._wire import Missing, Placed, Request
 from ._worker.run import run_chunk
 
 
-def run(request: Any, values: Sequence[Any]) -> list[Any]:
+def run(request: Any, values: Sequence[Any]) -> Any:
     """Run a chunk in this Dask task.
 
     Parameters
@@ -19,12 +20,23 @@ def run(request: Any, values: Sequence[Any]) -> list[Any]:
     request
         A `Request`, as bytes.
     values
-        The buffers it refers to by position.
+        A `Placed`, as bytes, or None; then the buffers that travel with the chunk.
 
     Returns
     -------
-    list
-        A `Reply` as bytes, then the buffers of its results.
+    list or tuple
+        A `Reply` as bytes, then the buffers of its results; or a `Missing`.
     """
+    placed, *travelling = values
+    if placed is not None:
+        attached = current_service().attach(Placed.from_bytes(placed), travelling)
+        if isinstance(attached, Missing):
+            return attached.as_tuple()
+        travelling = attached
     with dask_place(nested_backend) as place:
-        return run_chunk(Request.from_bytes(request), values, place)
+        return run_chunk(Request.from_bytes(request), travelling, place)
+
+
+def keep_buffers(token: str, key: str) -> None:
+    """Keep a client's buffers on this host for as long as Dask keeps `key`."""
+    current_service().lease(token, key)

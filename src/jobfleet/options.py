@@ -20,6 +20,11 @@ DEFAULTS = {
     # Long enough for a batch queue or a cloud autoscaler to bring the first worker.
     "wait-for-workers-timeout": 300.0,
     "max-nesting-depth": 16,
+    # Large buffers are kept here, once per host, as long as they take no more than this share of it.
+    "shared-memory": "/dev/shm",
+    "shared-memory-share": 0.5,
+    # Workers (and clients) with different names here behave as if they were on different machines.
+    "host": None,
 }
 dask.config.update_defaults({"jobfleet": DEFAULTS})
 

@@ -64,6 +64,8 @@ class CallSetup:
     limits: CallLimits
     slots: int
     max_nbytes: int | None
+    copy_on_write: bool
+    """Tasks may write to the buffers they share, each for itself."""
     scattered: list[ScatteredObject]
     sink: Sink
 
@@ -124,7 +126,7 @@ class ParallelCall:
     def __init__(self, setup: CallSetup) -> None:
         self._setup = setup
         self._session = setup.session
-        self._blobs = BlobTable(lambda blob: self._session.drop(blob.digest))
+        self._blobs = BlobTable(lambda blob: self._session.drop(blob.digest), setup.session.keeper)
         self._encoder = Encoder(self._blobs, setup.scattered, setup.max_nbytes)
         self._state = CallState(setup.limits, setup.slots)
         self._tasks: dict[int, tuple[Call, EncodedTask]] = {}
@@ -287,7 +289,8 @@ class ParallelCall:
 
     def _send(self, command: Send) -> None:
         pairs = [self._tasks[task] for task in command.tasks]
-        chunk = pack([encoded for _, encoded in pairs], self._setup.spec, self._setup.max_nbytes)
+        setup = self._setup
+        chunk = pack([encoded for _, encoded in pairs], setup.spec, setup.max_nbytes, copy_on_write=setup.copy_on_write)
         self._sent[command.chunk] = command.tasks
         inbox = self._inbox
         self._session.submit(

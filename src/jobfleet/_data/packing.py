@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._wire import MANY, ONE, Request
+from .._pickling import MIN_SHARED_NBYTES
+from .._wire import COPY_ON_WRITE, MANY, ONE, OWN_COPY, SHARED, Request
 from .buffers import Blob
 from .encode import EncodedTask
 from .scatter import ScatteredObject
@@ -21,15 +22,16 @@ class PackedChunk:
     """A `Request`."""
     placed: list[Blob]
     """To be stored on workers; the first values..."""
-    inline: list[bytes]
+    inline: list[memoryview | bytes]
     """...and those that travel with the chunk, which follow them."""
 
 
 class _Packer:
     """Give each buffer its position among the values of one chunk."""
 
-    def __init__(self, tasks: Sequence[EncodedTask], max_nbytes: int | None) -> None:
+    def __init__(self, tasks: Sequence[EncodedTask], max_nbytes: int | None, copy_on_write: bool) -> None:
         self._max_nbytes = max_nbytes
+        self._sharing = COPY_ON_WRITE if copy_on_write else SHARED
         wanted = [blob for task in tasks for blob, _ in task.buffers]
         wanted += [blob for task in tasks for one in task.scattered for blob in one.blobs]
         unique = {blob.digest: blob for blob in wanted}
@@ -37,17 +39,19 @@ class _Packer:
         self.inline = [b for b in unique.values() if not self._is_placed(b)]
         self._position = {b.digest: i for i, b in enumerate([*self.placed, *self.inline])}
 
-    def reference(self, blob: Blob, writable: bool) -> tuple[int, bool, bool]:
-        mapped = self._max_nbytes is not None and len(blob.data) >= self._max_nbytes
-        return self._position[blob.digest], mapped, writable
+    def reference(self, blob: Blob, writable: bool) -> tuple[int, int, bool]:
+        large = self._max_nbytes is not None and len(blob.data) >= self._max_nbytes
+        return self._position[blob.digest], self._sharing if large else OWN_COPY, writable
 
     def _is_placed(self, blob: Blob) -> bool:
         """Decide whether a buffer is stored on workers: it is large, or several tasks want it."""
         large = self._max_nbytes is not None and len(blob.data) >= self._max_nbytes
-        return large or blob.pinned or blob.sightings > 1
+        return large or blob.stored or blob.sightings > 1 or (blob.pinned and len(blob.data) >= MIN_SHARED_NBYTES)
 
 
-def pack(tasks: Sequence[EncodedTask], spec: bytes, max_nbytes: int | None) -> PackedChunk:
+def pack(
+    tasks: Sequence[EncodedTask], spec: bytes, max_nbytes: int | None, *, copy_on_write: bool = False
+) -> PackedChunk:
     """Lay out a chunk.
 
     Parameters
@@ -58,8 +62,10 @@ def pack(tasks: Sequence[EncodedTask], spec: bytes, max_nbytes: int | None) -> P
         The `CallSpec` of their call.
     max_nbytes
         Buffers of at least this size are shared between tasks; None shares none.
+    copy_on_write
+        Tasks may write to what is shared, each for itself.
     """
-    packer = _Packer(tasks, max_nbytes)
+    packer = _Packer(tasks, max_nbytes, copy_on_write)
     functions: dict[bytes, int] = {}
     scattered: dict[str, ScatteredObject] = {}
     items: list[tuple[Any, ...]] = []

@@ -10,6 +10,7 @@ from contextvars import copy_context
 
 import numpy as np
 
+from .._data.buffers import InProcess, Keeper
 from .._data.packing import PackedChunk
 from .._wire import Request
 from .._worker.run import run_chunk
@@ -89,6 +90,7 @@ class LocalSession:
     """
 
     def __init__(self, make_place: Callable[[Callable[[], bool]], TaskPlace], n_threads: int) -> None:
+        self.keeper: Keeper = InProcess()
         self._closed = False
         self._place = make_place(lambda: self._closed)
         self._n_threads = n_threads

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import _wire as wire
 from .._pickling import atomic, dump
+from .._store import Attached
 from .._wire import CallSpec, Reply, Request, TaskFailure
 from .capture import Capture
 from .threads import limited
@@ -181,13 +182,13 @@ class _Calls:
             raise function
         return function
 
-    def _load(self, data: bytes, buffers: Sequence[tuple[int, bool, bool]], part: str) -> Any:
+    def _load(self, data: bytes, buffers: Sequence[tuple[int, int, bool]], part: str) -> Any:
         try:
             return self._unpickle(data, buffers)
         except BaseException as error:  # user code ran: any fault of it is the task's
             raise _Failed(_failure(wire.UNREADABLE, error, part)) from None
 
-    def _unpickle(self, data: bytes, buffers: Sequence[tuple[int, bool, bool]]) -> Any:
+    def _unpickle(self, data: bytes, buffers: Sequence[tuple[int, int, bool]]) -> Any:
         views = [self._buffer(*reference) for reference in buffers]
         if not self._request.scattered:
             return pickle.loads(data, buffers=views)
@@ -197,14 +198,20 @@ class _Calls:
         for name, (head, *buffers) in self._request.scattered:
             if name == persistent_id:
                 views = [self._buffer(*reference) for reference in buffers]
-                return pickle.loads(self._values[head[0]], buffers=views)
+                return pickle.loads(_view(self._values[head[0]]), buffers=views)
         raise pickle.UnpicklingError(f"nothing was sent ahead under the name {persistent_id!r}")
 
-    def _buffer(self, position: int, mapped: bool, writable: bool) -> Any:
+    def _buffer(self, position: int, sharing: int, writable: bool) -> Any:
         value = self._values[position]
-        if mapped or not writable:
-            return memoryview(value).toreadonly()
-        return bytearray(value)
+        if sharing == wire.COPY_ON_WRITE and isinstance(value, Attached):
+            return value.copy_on_write()
+        if sharing == wire.SHARED or not (writable or sharing == wire.COPY_ON_WRITE):
+            return _view(value).toreadonly()
+        return bytearray(_view(value))
+
+
+def _view(value: Any) -> memoryview:
+    return value.view if isinstance(value, Attached) else memoryview(value)
 
 
 class _Unpickler(pickle.Unpickler):
