@@ -9,6 +9,7 @@ from jobfleet._backend import nested_backend
 from jobfleet._data.buffers import BlobTable
 from jobfleet._data.encode import Encoder
 from jobfleet._data.packing import pack
+from jobfleet._data.buffers import InProcess
 from jobfleet._data.scatter import scattered_objects
 from jobfleet._engine.local import LocalEngine, run_here
 from jobfleet._engine.place import TaskPlace
@@ -62,7 +63,7 @@ class Client:
         self.max_nbytes = max_nbytes
         self.dropped = []
         self.blobs = BlobTable(self.dropped.append)
-        self.scattered = scattered_objects(tuple(scatter))
+        self.scattered = scattered_objects(tuple(scatter), InProcess())
         self.encoder = Encoder(self.blobs, self.scattered, max_nbytes)
 
     def encode(self, function, *args, **kwargs):

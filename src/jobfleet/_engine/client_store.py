@@ -249,8 +249,8 @@ class ClientStore:
         warnings.warn(
             f"a buffer of {format_bytes(nbytes)} ({nbytes} bytes) does not fit into {' or '.join(self._roots)} "
             f"({error}): large buffers are sent to each worker process, which takes time, and memory in each of them. "
-            "Give shared memory more room (docker run --shm-size=...), or name another directory in Dask's configuration, "
-            "jobfleet.shared-memory.",
+            "Give shared memory more room (docker run --shm-size=...), or name another directory in Dask's "
+            "configuration, jobfleet.shared-memory.",
             stacklevel=2,
         )
 
