@@ -138,37 +138,40 @@ class BlobTable:
         self._keeper = InProcess() if keeper is None else keeper
         self._unchanged = Unchanged(content_digest)
 
-    def acquire(self, view: memoryview) -> Blob:
-        """Give the blob with the content of `view`, copying that if it is new."""
+    def acquire(self, view: memoryview, n_tasks: int = 1) -> Blob:
+        """Give the blob with the content of `view`, copying that if it is new, for one or more tasks.
+
+        These release it together.
+        """
         digest = self._unchanged.digest(view)
-        blob = self._known(digest)
+        blob = self._known(digest, n_tasks)
         if blob is None:
             large = view.nbytes >= MIN_STORED_NBYTES
             kept = self._keeper.keep(view, digest) if large else Kept(digest, bytes(view), False)
-            blob = self._add(kept)
-        if blob.sightings == 2 and not blob.stored and len(blob.data) < MIN_STORED_NBYTES:
+            blob = self._add(kept, n_tasks)
+        if blob.sightings > 1 and not blob.stored and len(blob.data) < MIN_STORED_NBYTES:
             self._store(blob)
         return blob
 
-    def _known(self, digest: bytes) -> Blob | None:
+    def _known(self, digest: bytes, n_tasks: int) -> Blob | None:
         with self._lock:
             blob = self._blobs.get(digest)
             if blob is not None:
                 if self._idle.pop(digest, None) is not None:
                     self._idle_nbytes -= len(blob.data)
                 blob.users += 1
-                blob.sightings += 1
+                blob.sightings += n_tasks
             return blob
 
-    def _add(self, kept: Kept) -> Blob:
-        known = self._known(kept.digest)
+    def _add(self, kept: Kept, n_tasks: int) -> Blob:
+        known = self._known(kept.digest, n_tasks)
         if known is not None:
             # The buffer was written to while it was copied, and has become one that was there.
             self._drop_kept(kept.digest, kept.stored, True)
             return known
         with self._lock:
             blob = self._blobs[kept.digest] = Blob(kept)
-            blob.users = blob.sightings = 1
+            blob.users, blob.sightings = 1, n_tasks
             return blob
 
     def _store(self, blob: Blob) -> None:
@@ -179,7 +182,7 @@ class BlobTable:
         blob.stored = kept.stored
 
     def release(self, blob: Blob) -> None:
-        """Say that one task is done with `blob`."""
+        """Say that one who acquired `blob` is done with it."""
         dropped: list[Blob] = []
         with self._lock:
             blob.users -= 1

@@ -236,7 +236,7 @@ class DaskSession:
 
     async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
         request, inline = chunk.request, chunk.inline
-        if len(request) + sum(map(len, inline)) > _MAX_GRAPH_NBYTES:
+        if chunk.nbytes > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
         with_code = self._client not in _equipped
         plain = {blob.digest for blob in chunk.placed if not blob.stored}
