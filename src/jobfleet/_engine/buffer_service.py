@@ -8,6 +8,7 @@ which sends it.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import logging
@@ -23,6 +24,7 @@ from typing import Any
 import dask.config
 import distributed
 from distributed.comm.core import CommClosedError
+from distributed.core import Status
 from tornado.ioloop import PeriodicCallback
 
 from .._ship import package_code
@@ -50,6 +52,9 @@ _TIDY_S = 2.0
 
 #: How often it is tried again what another process or worker is busy with.
 _POLL_S = 0.05
+
+#: How often a task that waits for a buffer looks whether its worker ends.
+_CLOSED_S = 0.5
 
 #: How long a task waits for the service to be there.
 _START_S = 10.0
@@ -198,10 +203,14 @@ class BufferService(distributed.WorkerPlugin):
                 continue
             pulling = self._pull(placed, *reference)
             future = asyncio.run_coroutine_threadsafe(pulling, self._loop.asyncio_loop)
-            try:
-                future.result(_TRANSFER_S)
-            except (OSError, TimeoutError) as error:
-                future.cancel()
+            while not future.done():
+                concurrent.futures.wait([future], _CLOSED_S)
+                worker = self._worker()
+                if worker is None or worker.status in (Status.closing, Status.closed):
+                    # Nobody would end the coroutine.
+                    return
+            error = future.exception()
+            if error is not None:
                 logger.info("buffer %s was not to be had from %s: %r", reference[0], reference[2], error)
 
     # On the worker's event loop

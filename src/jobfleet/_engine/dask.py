@@ -248,7 +248,8 @@ class DaskSession:
                     if blob.digest in plain
                 )
             )
-            placed = self._placement.message(chunk.placed, plain)
+            references = self._placement.references(chunk.placed, plain)
+            placed = self._placement.store.placed(references) if references else None
             code = package_code()[1] if with_code else None
             key = f"{label}-{uuid4().hex}"
             reply: Any = await self._run_task(key, code, request, placed, *travelling, *inline)
@@ -258,7 +259,7 @@ class DaskSession:
             _equipped.add(self._client)
             if not isinstance(reply[0], str) or reply[0] != NEED_DATA:
                 return list(reply)
-            plain |= await self._placement.supply(Missing(*reply[1:]), chunk.placed)
+            plain |= await self._placement.supply(Missing(*reply[1:]), chunk.placed, references)
         raise RuntimeError("the workers do not take the code or the buffers that they ask for")
 
     async def _run_task(self, key: str, code: bytes | None, *values: Any) -> Any:

@@ -43,6 +43,9 @@ _WATCH_S = 0.5
 #: Buffers on the cluster as Dask's own data, or on their way to it, by content.
 Placing = dict[bytes, "asyncio.Task[distributed.Future]"]
 
+#: Name and size of a buffer, and addresses of workers that have it.
+Reference = tuple[str, int, tuple[str, ...]]
+
 _lock = threading.Lock()
 _placements: weakref.WeakKeyDictionary[distributed.Client, Placement] = weakref.WeakKeyDictionary()
 
@@ -77,6 +80,7 @@ class Placement:
     """Of each host, the key that keeps what was sent there."""
     _locks: weakref.WeakValueDictionary[str, asyncio.Lock]
     _supplies: dict[tuple[str, str], int]
+    """How often each buffer was brought to each host."""
     _reached: dict[str, bool]
     """Whether this client reaches a worker without the scheduler."""
     _dropping: set[asyncio.Task[None]]
@@ -102,51 +106,63 @@ class Placement:
             self._leases.clear()
             self.store.close()
 
-    def message(self, blobs: Sequence[Blob], plain: Collection[bytes]) -> bytes | None:
-        """Give what tells a worker where the buffers of a chunk are, those of `plain` being sent along."""
-        if not blobs:
-            return None
-        return self.store.placed(
-            [None if blob.digest in plain else self._reference(blob.digest.hex(), len(blob.data)) for blob in blobs]
-        )
+    def references(self, blobs: Sequence[Blob], plain: Collection[bytes]) -> list[Reference | None]:
+        """Tell where the buffers of a chunk are; None for those of `plain`, which are sent along."""
+        return [None if blob.digest in plain else self._reference(blob.digest.hex(), len(blob.data)) for blob in blobs]
 
-    def _reference(self, name: str, nbytes: int) -> tuple[str, int, tuple[str, ...]]:
-        holders = list(self._holders.get(name, {}).values())
-        return name, nbytes, tuple(holders[-_MAX_SOURCES:])
+    def _reference(self, name: str, nbytes: int) -> Reference:
+        return name, nbytes, tuple(self._holders.get(name, {}).values())[-_MAX_SOURCES:]
 
-    async def supply(self, missing: Missing, blobs: Sequence[Blob]) -> set[bytes]:
-        """Bring buffers to a host where they were not found; gives those that must travel with the chunk instead."""
+    async def supply(
+        self, missing: Missing, blobs: Sequence[Blob], references: Sequence[Reference | None]
+    ) -> set[bytes]:
+        """Bring buffers to a host where they were not found.
+
+        Parameters
+        ----------
+        missing
+            What the worker said.
+        blobs
+            The buffers of the chunk.
+        references
+            What the worker was told of them.
+
+        Returns
+        -------
+        set
+            Those that must travel with the chunk instead.
+        """
         plain: set[bytes] = set()
-        for blob in blobs:
-            if blob.digest.hex() in missing.names and not await self._supply(blob, missing):
-                plain.add(blob.digest)
+        for blob, reference in zip(blobs, references, strict=True):
+            if reference is None or reference[0] not in missing.names:
+                continue
+            try:
+                if not await self._supply(blob, missing, reference[2]):
+                    plain.add(blob.digest)
+            except (OSError, TimeoutError, CommClosedError, ValueError) as error:
+                # The worker is gone, or the scheduler, or the disk is full: the next try tells.
+                logger.info("buffer %s was not brought to %s: %r", reference[0], missing.worker, error)
         return plain
 
-    async def _supply(self, blob: Blob, missing: Missing) -> bool:
+    async def _supply(self, blob: Blob, missing: Missing, told: tuple[str, ...]) -> bool:
         name = blob.digest.hex()
-        times = self._supplies[name, missing.host] = self._supplies.get((name, missing.host), 0) + 1
-        if times > _MAX_SUPPLIES or not (missing.host or missing.at_home):
-            self._supplies.pop((name, missing.host))
-            return False
-        try:
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if not set(self._holders.get(name, {}).values()).issubset(told):
+                # It was brought to a host meanwhile, this one or another: the worker gets it from there.
+                return True
+            times = self._supplies[name, missing.host] = self._supplies.get((name, missing.host), 0) + 1
+            if times > _MAX_SUPPLIES or not (missing.host or missing.at_home):
+                del self._supplies[name, missing.host]
+                return False
             if missing.at_home:
                 await asyncio.to_thread(self.store.restore, blob)
                 return True
-            lock = self._locks.setdefault(name, asyncio.Lock())
-            before = self._holders.get(name)
-            async with lock:
-                holders = self._holders.get(name)
-                if holders and (holders is not before or missing.host in holders) and times == 1:
-                    # Brought to a host meanwhile: the worker gets it from there.
-                    return True
-                # Nobody who was named to the worker has it any more.
-                if not await self._upload(blob, missing.worker):
-                    return False
-                self._holders[name] = {missing.host: missing.worker}
-            self._lease(missing.host, missing.worker)
-        except (OSError, TimeoutError, CommClosedError, ValueError) as error:
-            # The worker is gone, or the scheduler, or the disk is full: the next try tells.
-            logger.info("buffer %s was not brought to %s: %r", name, missing.worker, error)
+            # Nobody that the worker was told of has it any more.
+            self._holders.pop(name, None)
+            if not await self._upload(blob, missing.worker):
+                return False
+            self._holders[name] = {missing.host: missing.worker}
+        self._lease(missing.host, missing.worker)
         return True
 
     async def _upload(self, blob: Blob, worker: str) -> bool:
