@@ -32,6 +32,7 @@ from ._engine.local import LocalEngine
 from ._filters import encode_filters
 from ._sink import current_sink
 from ._wire import CallSpec, process_token
+from ._worker.interrupt import uninterrupted
 from .errors import NestingError, OptionTypeError, OptionValueError
 from .options import Options
 
@@ -156,6 +157,10 @@ class JobfleetBackend(ParallelBackendBase):
 
     def start_call(self) -> None:
         """Begin a call."""
+        with uninterrupted():  # a task's own call, begun by halves, would never end
+            self._start_call()
+
+    def _start_call(self) -> None:
         forget_leftovers(self.parallel)
         engine = self._engine_in_use()
         options = self._options
@@ -227,6 +232,7 @@ class JobfleetBackend(ParallelBackendBase):
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Give up the tasks that are queued or run."""
         if self._call is not None:
+            self._call.explain_timeout(sys.exc_info()[1])
             self._call.abort()
 
     def stop_call(self) -> None:

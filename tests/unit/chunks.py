@@ -13,6 +13,7 @@ from jobfleet._data.scatter import scattered_objects
 from jobfleet._engine.local import LocalEngine, run_here
 from jobfleet._engine.place import TaskPlace
 from jobfleet._wire import CallSpec, Reply, Request, TaskFailure, process_token
+from jobfleet._worker.interrupt import Interruptible
 
 
 def spec(**changes):
@@ -35,7 +36,11 @@ def spec(**changes):
 def here():
     """Give this process as the place where chunks run."""
     return TaskPlace(
-        nested_backend, lambda depth: LocalEngine(nested_backend, depth), "this process", cancelled=lambda: False
+        nested_backend,
+        lambda depth: LocalEngine(nested_backend, depth),
+        "this process",
+        cancelled=lambda: False,
+        region=Interruptible(),
     )
 
 

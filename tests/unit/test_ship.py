@@ -74,7 +74,7 @@ class WorkerProcess:
         digest, code = source or (DIGEST, CODE)
         packed = Client().pack(tasks) if isinstance(tasks, list) else tasks
         values = [np.frombuffer(blob.data, np.uint8) for blob in packed.placed] + packed.inline
-        return self.call(bootstrap(), digest, packed.request, *values, code=code if with_code else None)
+        return self.call(bootstrap(), digest, packed.request, None, *values, code=code if with_code else None)
 
     def _call(self, in_task, *call):
         data = cloudpickle.dumps(call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import pickle
 import queue
 import threading
@@ -22,7 +23,8 @@ from .._engine.base import Lost, Outcome, Session, Slots
 from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
-from .describe import label, loss_error, not_readable, not_sendable, task_error
+from .._worker.interrupt import current
+from .describe import label, loss_error, not_readable, not_sendable, task_error, timeout_message
 from .output import OutputOrder
 from .state import (
     AskForMore,
@@ -175,6 +177,9 @@ class ParallelCall:
 
         joblib would ask a hundred times a second, and so lose some milliseconds of every call.
         """
+        region = current()
+        if region is not None:
+            region.on_request.add(self._settled.set)
         if awaits_results(self._setup.parallel):
             self._session.lend_thread()
         while awaits_results(self._setup.parallel) and not self._settled.wait(_IDLE_S):
@@ -185,6 +190,14 @@ class ParallelCall:
         self._ended = True
         self._session.close()
         self._inbox.put(None)
+
+    def explain_timeout(self, error: BaseException | None) -> None:
+        """Give joblib's `TimeoutError` its words, if `error` is one."""
+        timeout_s = self._setup.parallel.timeout
+        if not isinstance(error, multiprocessing.TimeoutError) or error.args or error.__cause__ or timeout_s is None:
+            return
+        n_done, first = self._tasks.progress()
+        error.args = (timeout_message(timeout_s, first, n_done),)
 
     def finish(self) -> None:
         """End the call; its thread too, unless it was aborted and may be held up by the user's code."""

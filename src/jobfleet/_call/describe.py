@@ -168,3 +168,15 @@ def loss_error(lost: Lost, index: int, call: Call) -> JobfleetError:
             )
     error.__cause__ = lost.error
     return error
+
+
+def timeout_message(timeout_s: float, pending: tuple[int, Call] | None, n_ended: int) -> str:
+    """Say what a call was waiting for when `timeout` was over; joblib's own error has no words."""
+    waited = f"no result came for {timeout_s:g} s, the timeout= of this Parallel call"
+    if pending is None:
+        return waited
+    index, call = pending
+    return (
+        f"{waited}. It was waiting for call {index}, {describe(call)}; {n_ended} calls had ended. What still ran was "
+        "interrupted. Is that call stuck, or does it take longer than its neighbours? Then raise timeout="
+    )

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .._data.encode import AtomCalls, Call, EncodedCalls, Encoder
 
 
 @dataclass(slots=True)
 class _Held:
+    start: int
     calls: list[Call]
     encoded: EncodedCalls
     n_left: int
+    first: int = 0
+    """The first that is not done."""
+    done: dict[int, int] = field(default_factory=dict)
+    """Stretches after that which are: first task, and the one after the last."""
+
+    def forget(self, part: slice) -> None:
+        self.n_left -= part.stop - part.start
+        self.done[part.start] = part.stop
+        while self.first in self.done:
+            self.first = self.done.pop(self.first)
 
 
 class TaskTable:
@@ -34,7 +45,7 @@ class TaskTable:
     def add(self, calls: list[Call], encoded: EncodedCalls | None) -> None:
         """Take the next batch; without its encoded form only its indices are used up."""
         if encoded is not None:
-            self._held[len(self._starts)] = _Held(calls, encoded, len(calls))
+            self._held[len(self._starts)] = _Held(self._n_tasks, calls, encoded, len(calls))
         self._starts.append(self._n_tasks)
         self._n_tasks += len(calls)
 
@@ -53,7 +64,7 @@ class TaskTable:
         """Say that these are done."""
         for number, part in self._parts(tasks):
             held = self._held[number]
-            held.n_left -= part.stop - part.start
+            held.forget(part)
             # What a single task needs goes with it; what all share, with the last of them.
             if not isinstance(held.encoded, AtomCalls):
                 self._encoder.release(held.encoded[part])
@@ -61,6 +72,15 @@ class TaskTable:
                 self._encoder.release(held.encoded)
             if not held.n_left:
                 del self._held[number]
+
+    def progress(self) -> tuple[int, tuple[int, Call] | None]:
+        """Give how many are done, and the first that is not; any thread may ask."""
+        held = list(self._held.values())
+        n_done = self._n_tasks - sum(each.n_left for each in held)
+        if not held:
+            return n_done, None
+        first = held[0]
+        return n_done, (first.start + first.first, first.calls[min(first.first, len(first.calls) - 1)])
 
     def clear(self) -> None:
         """Forget all."""

@@ -20,6 +20,7 @@ from .._data.buffers import Blob, Keeper
 from .._data.packing import PackedChunk
 from .._ship import NEED_CODE, bootstrap, package_code
 from .._wire import NEED_DATA, Missing
+from .._worker.interrupt import current, uninterrupted
 from ..errors import NoWorkersError
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
@@ -81,14 +82,17 @@ class DaskEngine:
         if not hasattr(thread_state, "execution_state"):
             yield
             return
-        thread = threading.current_thread()
-        distributed.secede()
+        thread, region = threading.current_thread(), current()
+        with uninterrupted():
+            distributed.secede()
         try:
             yield
         finally:
-            # A generator may be finalized by another thread, which has no slot to take back.
-            if threading.current_thread() is thread:
-                distributed.rejoin()
+            # A generator may be finalized by another thread, which has no slot to take back. And a task that was
+            # given up gets none.
+            if threading.current_thread() is thread and (region is None or not region.requested):
+                with uninterrupted():
+                    distributed.rejoin()
 
 
 async def _slots(client: distributed.Client, options: Options) -> Slots:

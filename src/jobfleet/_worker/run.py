@@ -39,6 +39,9 @@ class Place(Protocol):
     def cancelled(self) -> bool:
         """Whether the client has given the chunk up."""
 
+    def run(self, function: Callable[[], None]) -> bool:
+        """Call what runs the chunk's tasks; gives whether it was not interrupted."""
+
     def nested(self, spec: CallSpec) -> AbstractContextManager[tuple[Callable[[], None], Callable[[], bool]]]:
         """Let `Parallel` calls of the tasks use the cluster.
 
@@ -89,26 +92,32 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
         limited(spec.inner_max_num_threads, place.default_threads(spec)),
         place.nested(spec) as (renew, was_used),
     ):
-        try:
-            if spec.initializer is not None:
-                _initialize(spec.initializer)
-            stops = _Stops(place.cancelled, spec.budget_s)
-            for function, args, kwargs in calls:
-                if stops():
-                    break
-                renew()
-                try:
-                    result = function(*args, **kwargs)
-                except BaseException as error:
-                    raise _raised(error) from None
-                # Large objects of a task must not live on while the next one is rebuilt.
-                del function, args, kwargs
-                if capture is not None and (events := capture.take()):
-                    results.add_events(events)
-                results.add(result)
-                del result
-        except _Failed as error:
-            failure = error.failure
+
+        def run_tasks() -> None:
+            nonlocal failure
+            try:
+                if spec.initializer is not None:
+                    _initialize(spec.initializer)
+                stops = _Stops(place.cancelled, spec.budget_s)
+                for function, args, kwargs in calls:
+                    if stops():
+                        break
+                    renew()
+                    try:
+                        result = function(*args, **kwargs)
+                    except BaseException as error:
+                        raise _raised(error) from None
+                    # Large objects of a task must not live on while the next one is rebuilt.
+                    del function, args, kwargs
+                    if capture is not None and (events := capture.take()):
+                        results.add_events(events)
+                    results.add(result)
+                    del result
+            except _Failed as error:
+                failure = error.failure
+
+        if not place.run(run_tasks):
+            failure = None  # nobody waits for it: what it says is of no use
         if capture is not None and (events := capture.take()):
             results.add_events(events)
     return results.reply(place.address, time.perf_counter() - started, failure, was_used())
