@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._backend import nested_backend
 from ._engine.buffer_service import current_service
 from ._engine.task import dask_place
 from ._wire import Missing, Placed, Request
-from ._worker.run import run_chunk
+from ._worker.run import copied, run_chunk
 
 
 def run(request: Any, values: Sequence[Any]) -> Any:
@@ -28,13 +28,15 @@ def run(request: Any, values: Sequence[Any]) -> Any:
         A `Reply` as bytes, then the buffers of its results; or a `Missing`.
     """
     placed, *travelling = values
+    export: Callable[[memoryview], Any] = copied
     if placed is not None:
-        attached = current_service().attach(Placed.from_bytes(placed), travelling)
+        service, where = current_service(), Placed.from_bytes(placed)
+        attached = service.attach(where, travelling)
         if isinstance(attached, Missing):
             return attached.as_tuple()
-        travelling = attached
+        travelling, export = attached, service.exporter(where)
     with dask_place(nested_backend) as place:
-        return run_chunk(Request.from_bytes(request), travelling, place)
+        return run_chunk(Request.from_bytes(request), travelling, place, export)
 
 
 def keep_buffers(token: str, key: str) -> None:

@@ -227,6 +227,16 @@ class StoreDirectory:
         finally:
             os.close(fd)
 
+    def read_into(self, name: str, view: memoryview) -> bool:
+        """Read a whole file; gives whether it is there and fills the view."""
+        try:
+            with open(self._path(name), "rb", buffering=0) as file:
+                while view.nbytes and (n_read := file.readinto(view)):
+                    view = view[n_read:]
+        except OSError:
+            return False
+        return not view.nbytes
+
     def holds(self, name: str) -> bool:
         """Whether the file is there."""
         return os.path.exists(self._path(name))

@@ -121,8 +121,22 @@ class Placed(_Message):
     """The client's own directories, in the order in which to look."""
     share: float
     """Bound on what is kept on a host, as a share of its shared memory."""
+    result: str
+    """What the names of files begin with that a worker of the client's host leaves results in."""
     buffers: tuple[tuple[str, int, tuple[str, ...]] | None, ...]
     """Name, size, and addresses of workers that have it; None: it travels with the chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """Stand for a buffer of a result that lies in the client's own directory."""
+
+    name: str
+    nbytes: int
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Give the plain tuple that travels."""
+        return astuple(self)
 
 
 @dataclass(frozen=True, slots=True)

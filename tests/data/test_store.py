@@ -79,9 +79,14 @@ def test_nothing_is_there_until_it_is_complete(store):
 
 def test_what_fails_leaves_nothing(store):
     before = set(os.listdir(store.path))
-    with pytest.raises(ZeroDivisionError), store.writing("x", LARGE) as fd:
-        os.write(fd, b"half")
-        raise ZeroDivisionError
+
+    def fail():
+        with store.writing("x", LARGE) as fd:
+            os.write(fd, b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert set(os.listdir(store.path)) == before
 
 

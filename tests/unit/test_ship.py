@@ -334,9 +334,9 @@ def test_two_threads_may_be_sent_the_source_at_once(worker):
                 go.wait(20)
 
         sys.addaudithook(gate)
-        first = client.submit(run_chunk, digest, request, code=code, pure=False)
+        first = client.submit(run_chunk, digest, request, None, code=code, pure=False)
         assert inside.wait(20)
-        second = client.submit(run_chunk, digest, request, code=code, pure=False)
+        second = client.submit(run_chunk, digest, request, None, code=code, pure=False)
         # It either goes wrong at once, or waits for the first.
         ended = threading.Event()
         second.add_done_callback(lambda future: ended.set())

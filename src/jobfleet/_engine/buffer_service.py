@@ -18,8 +18,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from uuid import uuid4
 
 import dask.config
 import distributed
@@ -28,9 +29,10 @@ from distributed.core import Status
 from tornado.ioloop import PeriodicCallback
 
 from .._ship import package_code
-from .._store import SHARED_MEMORY, StoreDirectory, require_room, sweep
-from .._wire import Missing, Placed
+from .._store import MIN_MAPPED_NBYTES, SHARED_MEMORY, StoreDirectory, require_room, sweep
+from .._wire import Missing, Placed, StoredResult
 from .._worker.buffers import AttachedBuffers, Buffer, HostDirectories, attach_all
+from .._worker.run import copied
 from .shared_memory_limits import count_private_memory
 
 logger = logging.getLogger(__name__)
@@ -184,6 +186,22 @@ class BufferService(distributed.WorkerPlugin):
             return found
         names = tuple(ref[0] for ref, value in zip(placed.buffers, values, strict=False) if ref and value is None)
         return Missing(self._address, "" if at_home else self._identity(placed.token), at_home, names)
+
+    def exporter(self, placed: Placed) -> Callable[[memoryview], Any]:
+        """Give what makes the copies of results: large ones in the client's own directory, if it is here."""
+        homes = [directory for directory in self._directories.home(placed) if directory.is_home()]
+        if not homes:
+            return copied
+
+        def export(view: memoryview) -> Any:
+            if view.nbytes >= MIN_MAPPED_NBYTES:
+                name = f"{placed.result}-{uuid4().hex}"
+                with contextlib.suppress(OSError):
+                    homes[0].write(name, [view], view.nbytes)
+                    return StoredResult(name, view.nbytes).as_tuple()
+            return copied(view)
+
+        return export
 
     def lease(self, token: str, key: str) -> None:
         """Keep a client's buffers as long as Dask keeps `key`."""

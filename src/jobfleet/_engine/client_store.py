@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import glob
 import os
 import tempfile
 import threading
@@ -18,14 +19,16 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import dask.config
+import numpy as np
 from dask.utils import format_bytes
 
 from .._data.buffers import Blob, Kept, content_digest
 from .._store import Attached, StoreDirectory, directory_path, sweep
-from .._wire import Placed
+from .._wire import Placed, StoredResult
 from .embedded_process import Janitor
 
 #: How long the janitor may take to end.
@@ -124,9 +127,32 @@ class ClientStore:
         if entry is not None and not entry.directory.holds(name):
             entry.directory.write(name, [blob.data], len(blob.data))
 
-    def placed(self, references: Sequence[tuple[str, int, tuple[str, ...]] | None]) -> bytes:
-        """Give what tells a worker where buffers are."""
-        return Placed(self.token, self.label, self.home, self.share, tuple(references)).to_bytes()
+    def placed(self, references: Sequence[tuple[str, int, tuple[str, ...]] | None], result: str) -> bytes | None:
+        """Give what tells a worker where buffers are, and how to name the files of results; None without either."""
+        if not references and not self._directories:
+            return None
+        return Placed(self.token, self.label, self.home, self.share, result, tuple(references)).to_bytes()
+
+    def open(self) -> None:
+        """Make the directory, so that workers can leave results in it."""
+        with contextlib.suppress(OSError):
+            next(self._usable(), None)
+
+    def take(self, result: StoredResult) -> np.ndarray[Any, Any]:
+        """Give a result's buffer, as memory of this process's own, and remove its file."""
+        data = np.empty(result.nbytes, dtype=np.uint8)
+        for directory in self._directories:
+            if directory.read_into(result.name, memoryview(data)):
+                directory.remove(result.name)
+                return data
+        raise OSError(errno.ENOENT, f"the result {result.name} is not there any more", self.home[0])
+
+    def remove_results(self, result: str) -> None:
+        """Remove what a chunk has left whose reply is not used."""
+        for directory in self._directories:
+            for path in glob.glob(os.path.join(glob.escape(directory.path), f"{result}-*")):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
 
     def close(self) -> None:
         """Remove all files. Idempotent."""

@@ -253,16 +253,20 @@ class DaskSession:
                 )
             )
             references = self._placement.references(chunk.placed, plain)
-            placed = self._placement.store.placed(references) if references else None
+            number = uuid4().hex
+            placed = self._placement.store.placed(references, number)
             code = package_code()[1] if with_code else None
-            key = f"{label}-{uuid4().hex}"
-            reply: Any = await self._run_task(key, code, request, placed, *travelling, *inline)
+            try:
+                reply: Any = await self._run_task(f"{label}-{number}", code, request, placed, *travelling, *inline)
+            except BaseException:
+                self._placement.store.remove_results(number)
+                raise
             if isinstance(reply, str) and reply == NEED_CODE:
                 with_code = True
                 continue
             _equipped.add(self._client)
             if not isinstance(reply[0], str) or reply[0] != NEED_DATA:
-                return list(reply)
+                return await self._placement.results(list(reply), number)
             plain |= await self._placement.supply(Missing(*reply[1:]), chunk.placed, references)
         raise RuntimeError("the workers do not take the code or the buffers that they ask for")
 

@@ -14,9 +14,9 @@ import numpy as np
 from distributed.comm.core import CommClosedError
 
 from .. import _bootstrap
-from .._data.buffers import Blob
+from .._data.buffers import MIN_STORED_NBYTES, Blob
 from .._ship import by_value, package_code
-from .._wire import Missing
+from .._wire import Missing, StoredResult
 from .buffer_service import LEASE_PREFIX, PIECE_NBYTES, operation
 from .client_store import ClientStore
 
@@ -233,6 +233,19 @@ class Placement:
             await self._call(worker, "drop", token=self.store.token, name=name)
         except (OSError, TimeoutError, CommClosedError, ValueError) as error:
             logger.info("worker %s did not remove buffer %s: %r", worker, name, error)
+
+    async def results(self, reply: list[Any], name: str) -> list[Any]:
+        """Give a reply with the buffers that a worker of this host has left in files."""
+        stored = [i for i, buffer in enumerate(reply) if isinstance(buffer, tuple)]
+        for i in stored:
+            reply[i] = await asyncio.to_thread(self.store.take, StoredResult(*reply[i]))
+        if stored:
+            # Dask may have run the chunk twice.
+            self.store.remove_results(name)
+        elif any(len(buffer) >= MIN_STORED_NBYTES for buffer in reply[1:]):
+            # The next ones need not pass through the scheduler if their worker is on this host.
+            await asyncio.to_thread(self.store.open)
+        return reply
 
     # Where there is no store for it: as Dask's own data, in the memory of each worker process
 

@@ -63,7 +63,14 @@ class _Failed(Exception):
         self.failure = failure
 
 
-def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any]:
+def copied(view: memoryview) -> Any:
+    """Copy a buffer of a result."""
+    return np.array(view, dtype=np.uint8)
+
+
+def run_chunk(
+    request: Request, values: Sequence[Any], place: Place, export: Callable[[memoryview], Any] = copied
+) -> list[Any]:
     """Run the calls of a chunk in order, until one fails or the chunk's time is over.
 
     Parameters
@@ -74,6 +81,8 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
         The buffers it refers to by position.
     place
         Where it runs.
+    export
+        Makes the copy of a result's buffer that is sent.
 
     Returns
     -------
@@ -81,7 +90,7 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
         A `Reply` as bytes, then the buffers of its results.
     """
     spec = _spec(request.spec)
-    results = _Results()
+    results = _Results(export)
     failure = None
     capture = Capture(spec.filters, cloudpickle.dumps) if place.captures(spec) else None
     # Modules are imported here, whose warnings are none of the task's.
@@ -275,7 +284,8 @@ class _Unpickler(pickle.Unpickler):
 class _Results:
     """Collect results as bytes as soon as they are there: the task may go on changing them."""
 
-    def __init__(self) -> None:
+    def __init__(self, export: Callable[[memoryview], Any]) -> None:
+        self._export = export
         self._groups: list[tuple[Any, ...]] = []
         self._atoms: list[Any] = []
         self._buffers: list[Any] = []
@@ -289,7 +299,7 @@ class _Results:
             self._close_atoms()
             try:
                 data, views, _ = dump(result)
-                copies = [np.array(view, dtype=np.uint8) for view in views]
+                copies = list(map(self._export, views))
             except Exception as error:  # user code ran: the result does not pickle
                 raise _Failed(_failure(wire.UNSENDABLE, error, f"result, a {type(result).__name__},")) from None
             self._groups.append((wire.ONE, data, len(copies)))
