@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-upstream test-lowest lint format lock clean
+.PHONY: help demo test test-upstream test-lowest lint format lock clean bench-data
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: $(VENV)/.ready ## Check style, types and layers
 	$(BIN)/lint-imports
 	@! grep -rnE '^\s*(import|from) jobfleet\b' src || \
 	  { echo "imports inside the package are relative: on a worker it runs under a private name" >&2; exit 1; }
+
+bench-data: $(VENV)/.ready ## Measure what large arguments cost beside joblib's other backends (an hour); BENCH_ARGS="--rows list" chooses
+	$(BIN)/python -m benchmarks.data $(BENCH_ARGS)
 
 format: $(VENV)/.ready ## Put the style right where a machine can
 	$(BIN)/ruff check --fix

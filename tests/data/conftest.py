@@ -89,14 +89,17 @@ class Hosts:
 
     def stop(self):
         """End all."""
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                process.wait(10)
+        # Workers first: one that has lost its scheduler looks for it for a while.
+        scheduler = self.processes.pop("scheduler", None)
+        for processes in (list(self.processes.values()), [scheduler] if scheduler else []):
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, 9)
+                    process.wait(10)
 
     def files(self, host=""):
         """Give the buffers that are stored on a host: their paths below `shared_memory`."""

@@ -2,7 +2,10 @@
 
 import os
 
+import dask.config
 import numpy as np
+
+from tests.witness import count, mark, meet, pass_gate
 
 
 def address(array):
@@ -33,7 +36,7 @@ def find_arrays(thing):
         return [np.asarray(block) for block in (thing.to_numpy(copy=False),)]
     if hasattr(thing, "indptr"):
         return [thing.data, thing.indices]
-    return [array for value in vars(thing).values() for array in find_arrays(value)]
+    return [array for value in getattr(thing, "__dict__", {}).values() for array in find_arrays(value)]
 
 
 def look(thing):
@@ -42,7 +45,28 @@ def look(thing):
     return os.getpid(), [mapped_file(array) for array in arrays], [float(array.sum()) for array in arrays]
 
 
+def touch_and_meet(array, directory):
+    """Touch all of an array while another process does."""
+    total = float(array.sum())
+    meet(directory, 2)
+    return os.getpid(), total
+
+
 def memory_of(pid):
     """Give the proportional share of memory that a process has, in bytes."""
     with open(f"/proc/{pid}/smaps_rollup") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def on_host(array, directory, n):
+    """Give the pretended host, process and sum, once `n` tasks run at the same time."""
+    meet(directory, n)
+    return dask.config.get("jobfleet.host", ""), os.getpid(), float(array.sum())
+
+
+def held_up(array, gate, ran, after=0):
+    """Give the sum; all but the first `after` tasks wait for the gate."""
+    mark(ran)
+    if count(ran) > after:
+        pass_gate(gate)
+    return float(array.sum())

@@ -142,7 +142,7 @@ class ClientStore:
         """Give a result's buffer, as memory of this process's own, and remove its file."""
         data = np.empty(result.nbytes, dtype=np.uint8)
         for directory in self._directories:
-            if directory.read_into(result.name, memoryview(data)):
+            if directory.read_into(result.name, data.data):
                 directory.remove(result.name)
                 return data
         raise OSError(errno.ENOENT, f"the result {result.name} is not there any more", self.home[0])

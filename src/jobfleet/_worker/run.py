@@ -30,6 +30,14 @@ _LOOK_S = 0.001
 _NUMBERS = frozenset({float, int, bool, type(None)})
 
 
+#: For whom the error is one of jobfleet's making, though NumPy raises it.
+_READ_ONLY = (
+    "jobfleet: tasks share large arguments, which are read-only for that reason, as with joblib's loky. Copy what is "
+    "to be changed, or have each task given its own: Parallel(mmap_mode='c') copies only what is written to, "
+    "max_nbytes=None everything."
+)
+
+
 class Place(Protocol):
     """What a chunk needs to know of where it runs."""
 
@@ -163,6 +171,8 @@ def _spec(data: bytes) -> CallSpec:
 
 def _raised(error: BaseException) -> _Failed:
     """Give the failure of a task that raised: its own fault, which belongs to the client."""
+    if isinstance(error, ValueError) and "read-only" in str(error):
+        error.add_note(_READ_ONLY)
     # SystemExit must end neither the worker nor, raised there again, the client.
     return _Failed(_failure(wire.EXITED if isinstance(error, (SystemExit, GeneratorExit)) else wire.RAISED, error))
 
