@@ -156,7 +156,9 @@ def measure(subject, row, n_workers, nbytes, n_tasks, n_calls):
     """Measure one row: a call of `n_tasks`, or `n_calls` calls of four tasks."""
     with backend(subject, n_workers) as config:
         with joblib.parallel_config(**config):
-            Parallel()(delayed(touch)(np.ones(10), i) for i in range(4 * n_workers))
+            # The workers have imported what they need, and everything has been used once.
+            for _ in range(2):
+                Parallel()(calls(row, make(row, 80_000), 8 * n_workers))
         thing = make(row, nbytes)
         size = sum(array.nbytes for array in arrays(thing))
         if row == "scatter":
