@@ -26,6 +26,8 @@ import weakref
 from collections.abc import Iterable, Iterator
 from uuid import uuid4
 
+import numpy as np
+
 if sys.platform != "win32":
     import fcntl
 
@@ -59,23 +61,52 @@ class Attached:
         Descriptor of its file, which this object closes.
     nbytes
         Its size.
+    path
+        Of the file.
     """
 
-    __slots__ = ("__weakref__", "_fd", "nbytes", "view")
+    __slots__ = ("__weakref__", "_fd", "nbytes", "path", "view")
 
     nbytes: int
+    path: str
     view: memoryview
     """The bytes, read-only. Keeps the memory alive by itself."""
 
-    def __init__(self, fd: int, nbytes: int) -> None:
+    def __init__(self, fd: int, nbytes: int, path: str) -> None:
         self._fd = fd
         self.nbytes = nbytes
+        self.path = path
         weakref.finalize(self, os.close, fd)
         self.view = memoryview(mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ))
+        _by_address[_address(self.view)] = self
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return os.path.basename(self.path)
+
+    def is_removed(self) -> bool:
+        """Whether the file is gone, and only who has it attached keeps the memory."""
+        return os.fstat(self._fd).st_nlink == 0
 
     def copy_on_write(self) -> memoryview:
         """Give a view that may be written to; what is written is nobody else's."""
         return memoryview(mmap.mmap(self._fd, self.nbytes, access=mmap.ACCESS_COPY))
+
+
+#: Buffers that are attached to this process.
+_by_address: weakref.WeakValueDictionary[int, Attached] = weakref.WeakValueDictionary()
+
+
+def attached_at(view: memoryview) -> Attached | None:
+    """Give the buffer of a store whose memory this is, all of it: its name says what it holds."""
+    attached = _by_address.get(_address(view)) if view.nbytes >= MIN_MAPPED_NBYTES else None
+    return attached if attached is not None and attached.nbytes == view.nbytes else None
+
+
+def _address(view: memoryview) -> int:
+    address: int = np.frombuffer(view, dtype=np.uint8).__array_interface__["data"][0]
+    return address
 
 
 class StoreDirectory:
@@ -210,7 +241,7 @@ class StoreDirectory:
             # One who holds it exclusively is about to remove it: what is mapped stays all the same.
             with contextlib.suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return Attached(fd, nbytes)
+            return Attached(fd, nbytes, self._path(name))
         except OSError:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -245,6 +276,13 @@ class StoreDirectory:
         """Remove a file; who has mapped it keeps it."""
         with contextlib.suppress(OSError):
             os.unlink(self._path(name))
+
+    def link(self, path: str, name: str) -> bool:
+        """Give a file of another store a name in this one too; gives whether that was possible."""
+        with contextlib.suppress(OSError):
+            self.own()
+            os.link(path, self._path(name))
+        return self.holds(name)
 
     def rename(self, name: str, new_name: str) -> None:
         """Rename a file."""

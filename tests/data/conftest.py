@@ -31,6 +31,7 @@ class Hosts:
     def __init__(self, directory, shared_memory):
         self.directory = Path(directory)
         self.shared_memory = Path(shared_memory)
+        self.temporary = self.directory
         self.scheduler_file = self.directory / "scheduler.json"
         self.processes = {}
 
@@ -39,7 +40,7 @@ class Hosts:
         env = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
         env["PYTHONPATH"] = str(ROOT)
         env["DASK_JOBFLEET__SHARED_MEMORY"] = str(self.shared_memory)
-        env["DASK_TEMPORARY_DIRECTORY"] = str(self.directory)
+        env["DASK_TEMPORARY_DIRECTORY"] = str(self.temporary)
         if host:
             env["DASK_JOBFLEET__HOST"] = host
         return env
@@ -103,7 +104,7 @@ class Hosts:
 
     def files(self, host=""):
         """Give the buffers that are stored on a host: their paths below `shared_memory`."""
-        found = self.shared_memory.glob("jobfleet-store-*/*")
+        found = Path(self.shared_memory).glob("jobfleet-store-*/*")
         return sorted(
             path
             for path in found
@@ -112,7 +113,7 @@ class Hosts:
 
     def left(self):
         """Give all that is there."""
-        return [str(path) for path in self.shared_memory.glob("**/*")]
+        return [str(path) for path in Path(self.shared_memory).glob("**/*")]
 
 
 @pytest.fixture
@@ -147,8 +148,11 @@ def connect(hosts):
     with contextlib.ExitStack() as stack:
 
         def connect(n_workers, host="", **config):
-            settings = {"jobfleet.shared-memory": str(hosts.shared_memory), "jobfleet.host": host or None, **config}
-            settings["temporary-directory"] = str(hosts.directory)
+            settings = {
+                "jobfleet.shared-memory": str(hosts.shared_memory),
+                "jobfleet.host": host or None,
+            }
+            settings |= {"temporary-directory": str(hosts.temporary), **config}
             stack.enter_context(dask.config.set(settings))
             client = stack.enter_context(Client(scheduler_file=str(hosts.scheduler_file), set_as_default=False))
             client.wait_for_workers(n_workers, timeout=START_WITHIN_S)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from .._store import attached_at
 from .unchanged import Unchanged
 
 try:
@@ -143,7 +144,8 @@ class BlobTable:
 
         These release it together.
         """
-        digest = self._unchanged.digest(view)
+        attached = attached_at(view)
+        digest = self._unchanged.digest(view) if attached is None else bytes.fromhex(attached.name)
         blob = self._known(digest, n_tasks)
         if blob is None:
             large = view.nbytes >= MIN_STORED_NBYTES

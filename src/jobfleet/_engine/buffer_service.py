@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 #: Buffers travel in pieces of this size, so that no process holds a large one in its own memory.
 PIECE_NBYTES = 2**24
 
+#: How long a worker may take to say that it is there.
+_REACH_S = 3.0
+
 #: How long one piece may take.
 _PIECE_S = 60.0
 
@@ -264,7 +267,7 @@ class BufferService(distributed.WorkerPlugin):
         raise last
 
     async def _copy(self, token: str, name: str, nbytes: int, sources: Sequence[str], fd: int) -> None:
-        waiting = deque(random.sample(sources, len(sources)))
+        waiting = deque(await self._living(sources))
         tried: set[str] = set()
         refused = 0
         while waiting:
@@ -285,6 +288,16 @@ class BufferService(distributed.WorkerPlugin):
                 break
             await asyncio.sleep(_POLL_S)
         raise OSError(errno.ENODATA, "no worker has it")
+
+    async def _living(self, addresses: Sequence[str]) -> list[str]:
+        """Give those of the workers that answer: to connect to one that is gone is tried for half a minute."""
+        worker = self._worker()
+        if worker is None:
+            return []
+        asked = [asyncio.wait_for(worker.rpc(address).echo(data=b""), _REACH_S) for address in addresses]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        living = [a for a, answer in zip(addresses, answers, strict=True) if not isinstance(answer, BaseException)]
+        return random.sample(living, len(living))
 
     async def _copy_from(self, address: str, token: str, name: str, nbytes: int, fd: int) -> list[str] | None:
         """Copy a buffer; a list says which other workers to ask."""

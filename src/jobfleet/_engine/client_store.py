@@ -27,9 +27,12 @@ import numpy as np
 from dask.utils import format_bytes
 
 from .._data.buffers import Blob, Kept, content_digest
-from .._store import Attached, StoreDirectory, directory_path, sweep
+from .._store import Attached, StoreDirectory, attached_at, directory_path, sweep
 from .._wire import Placed, StoredResult
 from .embedded_process import Janitor
+
+#: What the names of files begin with that are not yet named by their content.
+_NEW = "new-"
 
 #: How long the janitor may take to end.
 _JANITOR_S = 5.0
@@ -88,7 +91,7 @@ class ClientStore:
         if found is not None:
             return found
         try:
-            directory, name = self._write(view)
+            directory, name = self._linked(view) or self._write(view)
         except OSError as error:
             self._warn(view.nbytes, error)
             return Kept(digest, bytes(view), False)
@@ -194,8 +197,13 @@ class ClientStore:
         buffer = directory.attach(name, nbytes)
         if buffer is None:
             raise OSError(errno.ENOENT, "a file was removed as soon as it was written", directory.path)
-        digest = content_digest(_data(buffer))
-        directory.rename(name, digest.hex())
+        if name.startswith(_NEW):
+            digest = content_digest(_data(buffer))
+            directory.rename(name, digest.hex())
+            if isinstance(buffer, Attached):
+                buffer.path = os.path.join(directory.path, digest.hex())
+        else:
+            digest = bytes.fromhex(name)
         with self._lock:
             entry = self._entries.setdefault(digest, _Entry(directory, nbytes, 0))
             if entry.buffer is None:
@@ -205,8 +213,17 @@ class ClientStore:
             self._trim()
             return Kept(digest, _data(entry.buffer), True)
 
+    def _linked(self, view: memoryview) -> tuple[StoreDirectory, str] | None:
+        """Have a file that is attached to this process here too: what a task was given goes to its own tasks."""
+        attached = attached_at(view)
+        if attached is not None:
+            for directory in self._usable():
+                if directory.link(attached.path, attached.name):
+                    return directory, attached.name
+        return None
+
     def _write(self, view: memoryview) -> tuple[StoreDirectory, str]:
-        name = f"new-{uuid4().hex}"
+        name = f"{_NEW}{uuid4().hex}"
         error: OSError | None = None
         for directory in self._usable():
             while True:

@@ -60,13 +60,11 @@ class AttachedBuffers:
             self._kept.popitem(last=False)
 
     def forget_idle(self, now: float) -> None:
-        """Let go of what no task has used for a while."""
+        """Let go of what no task has used for a while, and of what was removed to make room."""
         with self._lock:
-            while self._kept:
-                key, (used_at, _) = next(iter(self._kept.items()))
-                if now - used_at < _KEEP_S:
-                    return
-                del self._kept[key]
+            for key, (used_at, attached) in list(self._kept.items()):
+                if now - used_at >= _KEEP_S or attached.is_removed():
+                    del self._kept[key]
 
     def forget(self, token: str) -> None:
         """Let go of all buffers of a client."""
