@@ -100,6 +100,9 @@ class Request(_Message):
     Without function the pickle holds that too."""
     scattered: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...]
     """Objects sent ahead: their persistent id, and where their pickle and its buffers are."""
+    report_every: int = 0
+    """Before the first task, and each one that is a multiple of this further, the scheduler is told; 0: never.
+    So it is known who ran when the worker dies."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ class ParallelCall:
         self._tasks: dict[int, tuple[Call, EncodedTask]] = {}
         self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
-        self._sent: dict[int, tuple[int, ...]] = {}
+        self._sent: dict[int, Send] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._n_submitted = 0
         self._n_arrived = 0
@@ -304,18 +304,20 @@ class ParallelCall:
 
     def _send(self, command: Send) -> None:
         pairs = [self._tasks[task] for task in command.tasks]
-        chunk = pack([encoded for _, encoded in pairs], self._setup.spec, self._setup.max_nbytes)
-        self._sent[command.chunk] = command.tasks
+        chunk = pack([encoded for _, encoded in pairs], self._setup.spec, self._setup.max_nbytes, command.report_every)
+        self._sent[command.chunk] = command
         inbox = self._inbox
         self._session.submit(
             chunk, label([call for call, _ in pairs]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
         )
 
     def _finished(self, chunk: int, outcome: Outcome) -> Event:
-        tasks = self._sent.pop(chunk)
+        sent = self._sent.pop(chunk)
+        tasks = sent.tasks
         if isinstance(outcome, Lost):
-            error = loss_error(outcome, tasks[0], self._tasks[tasks[0]][0])
-            return ChunkLost(chunk, outcome.kind, error)
+            task = tasks[min(outcome.started or 0, len(tasks) - 1)]
+            error = loss_error(outcome, task, self._tasks[task][0], sent.deaths + outcome.deaths)
+            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]

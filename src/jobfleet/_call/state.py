@@ -13,7 +13,14 @@ from typing import Any
 
 from .._engine.base import LostKind
 from .chunking import ChunkSizer
-from .recovery import after_loss, no_workers_left
+from .recovery import (
+    MAX_UNSTARTED_LOSSES,
+    after_death,
+    after_loss,
+    no_workers_left,
+    report_every,
+    runs_by_itself,
+)
 
 #: When chunks take longer than this, some more are shown to the cluster than it has slots.
 _STALL_S = 1.0
@@ -52,6 +59,10 @@ class ChunkLost:
     chunk: int
     kind: LostKind
     error: BaseException
+    started: int | None = None
+    """See `after_death`."""
+    deaths: int = 1
+    """How many workers have died with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,10 @@ class Send:
 
     chunk: int
     tasks: tuple[int, ...]
+    report_every: int = 0
+    """See `recovery.report_every`."""
+    deaths: int = 0
+    """How many workers have died with these tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +150,12 @@ class _Batch:
 @dataclass(slots=True)
 class _Chunk:
     tasks: tuple[int, ...]
-    losses: int = 0
+    losses: int
+    deaths: int
+    report_every: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Queued:
     """A stretch of tasks that wait to be sent."""
 
@@ -147,6 +164,12 @@ class _Queued:
     """Each of them is a chunk."""
     losses: int = 0
     """How often the chunk they were in was lost."""
+    deaths: int = 0
+    """How many workers have died with them. If any, they stay one chunk."""
+
+    def mixes(self) -> bool:
+        """Whether further tasks may join them."""
+        return not (self.alone or self.losses or self.deaths)
 
 
 @dataclass(slots=True)
@@ -242,7 +265,7 @@ class CallState:
             return
         tasks = range(start, start + event.size)
         self._batch_of.update(dict.fromkeys(tasks, number))
-        if self.limits.fixed_batches or not self._queue or self._queue[-1].alone or self._queue[-1].losses:
+        if self.limits.fixed_batches or not self._queue or not self._queue[-1].mixes():
             self._queue.append(_Queued(deque(tasks)))
         else:
             self._queue[-1].tasks.extend(tasks)
@@ -261,7 +284,7 @@ class CallState:
         if event.error is not None:
             failed, left = left[0], left[1:]
             self._failed(failed, event, event.error, commands)
-        self._requeue(left, commands)
+        self._requeue(left, commands, deaths=chunk.deaths)
 
     def _failed(self, task: int, event: ChunkReplied, error: BaseException, commands: list[Command]) -> None:
         tries = self._tries[task] = self._tries.get(task, 0) + 1
@@ -276,13 +299,30 @@ class CallState:
         if chunk is None:
             return
         losses = chunk.losses + 1
-        decision = after_loss(event.kind, losses, len(chunk.tasks))
-        if decision is not None:
-            self._requeue(chunk.tasks, commands, decision.alone, 0 if decision.alone else losses)
+        if event.kind is LostKind.WORKER and losses <= MAX_UNSTARTED_LOSSES:
+            self._worker_died(chunk, event, losses, commands)
+        elif after_loss(event.kind, losses):
+            self._requeue(chunk.tasks, commands, losses=losses, deaths=chunk.deaths)
         else:
-            commands.append(Forget(chunk.tasks))
-            for number in dict.fromkeys(self._batch_of.pop(task) for task in chunk.tasks):
-                self._fail_batch(number, event.error, commands)
+            self._give_up(chunk.tasks, event.error, commands)
+
+    def _worker_died(self, chunk: _Chunk, event: ChunkLost, losses: int, commands: list[Command]) -> None:
+        tasks = chunk.tasks
+        verdict = after_death(len(tasks), chunk.report_every, event.started, chunk.deaths, event.deaths)
+        suspects = [tasks[position] for position in verdict.suspects]
+        cleared = [task for task in tasks if task not in set(suspects)]
+        if verdict.guilty is not None:
+            self._give_up(suspects, event.error, commands)
+        else:
+            # One that has not started cannot go on like that for ever.
+            unstarted = losses if verdict.deaths == chunk.deaths else 0
+            self._requeue(suspects, commands, losses=unstarted, deaths=verdict.deaths)
+        self._requeue(cleared, commands)
+
+    def _give_up(self, tasks: Sequence[int], error: BaseException, commands: list[Command]) -> None:
+        commands.append(Forget(tuple(tasks)))
+        for number in dict.fromkeys(self._batch_of.pop(task) for task in tasks):
+            self._fail_batch(number, error, commands)
 
     def _slots_changed(self, event: SlotsChanged, now_s: float, commands: list[Command]) -> None:
         self.slots = event.total
@@ -384,12 +424,14 @@ class CallState:
 
     # Chunks
 
-    def _requeue(self, tasks: Sequence[int], commands: list[Command], alone: bool = False, losses: int = 0) -> None:
+    def _requeue(
+        self, tasks: Sequence[int], commands: list[Command], alone: bool = False, losses: int = 0, deaths: int = 0
+    ) -> None:
         """Queue tasks again, before all others, but for those whose batch has failed."""
         live = deque(task for task in tasks if self._is_live(task))
         dead = [task for task in tasks if not self._is_live(task)]
         if live:
-            self._queue.appendleft(_Queued(live, alone, losses))
+            self._queue.appendleft(_Queued(live, alone, losses, deaths))
         if dead:
             self._forget(dead, commands)
 
@@ -421,20 +463,29 @@ class CallState:
 
     def _send(self, commands: list[Command]) -> None:
         while self._queue and len(self._chunks) < self._max_chunks():
-            tasks, losses = self._cut()
+            head = self._next_to_send()
+            if head is None:
+                return
+            tasks = self._cut(head)
             number, self._next_chunk = self._next_chunk, self._next_chunk + 1
-            self._chunks[number] = _Chunk(tasks, losses)
-            commands.append(Send(number, tasks))
+            chunk = _Chunk(tasks, head.losses, head.deaths, report_every(len(tasks), head.deaths))
+            self._chunks[number] = chunk
+            commands.append(Send(number, tasks, chunk.report_every, chunk.deaths))
 
-    def _cut(self) -> tuple[tuple[int, ...], int]:
+    def _next_to_send(self) -> _Queued | None:
         head = self._queue[0]
+        if not runs_by_itself(head.deaths) or not any(runs_by_itself(c.deaths) for c in self._chunks.values()):
+            return head
+        return next((queued for queued in self._queue if not runs_by_itself(queued.deaths)), None)
+
+    def _cut(self, head: _Queued) -> tuple[int, ...]:
         if head.alone:
             size = 1
-        elif self.limits.fixed_batches:
+        elif self.limits.fixed_batches or head.deaths:
             size = len(head.tasks)
         else:
             size = min(self.sizer.size, len(head.tasks))
         tasks = tuple(head.tasks.popleft() for _ in range(size))
         if not head.tasks:
-            self._queue.popleft()
-        return tasks, head.losses
+            self._queue.remove(head)
+        return tasks

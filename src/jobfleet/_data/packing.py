@@ -23,6 +23,8 @@ class PackedChunk:
     """To be stored on workers; the first values..."""
     inline: list[bytes]
     """...and those that travel with the chunk, which follow them."""
+    report_every: int = 0
+    """How many tasks there are between two that say that they start; 0: none does."""
 
 
 class _Packer:
@@ -47,7 +49,7 @@ class _Packer:
         return large or blob.pinned or blob.sightings > 1
 
 
-def pack(tasks: Sequence[EncodedTask], spec: bytes, max_nbytes: int | None) -> PackedChunk:
+def pack(tasks: Sequence[EncodedTask], spec: bytes, max_nbytes: int | None, report_every: int = 0) -> PackedChunk:
     """Lay out a chunk.
 
     Parameters
@@ -58,6 +60,8 @@ def pack(tasks: Sequence[EncodedTask], spec: bytes, max_nbytes: int | None) -> P
         The `CallSpec` of their call.
     max_nbytes
         Buffers of at least this size are shared between tasks; None shares none.
+    report_every
+        See `PackedChunk`.
     """
     packer = _Packer(tasks, max_nbytes)
     functions: dict[bytes, int] = {}
@@ -93,5 +97,6 @@ def pack(tasks: Sequence[EncodedTask], spec: bytes, max_nbytes: int | None) -> P
             (name, (packer.reference(one.head, False), *(packer.reference(*b) for b in one.buffers)))
             for name, one in scattered.items()
         ),
+        report_every=report_every,
     )
-    return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline])
+    return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline], report_every)

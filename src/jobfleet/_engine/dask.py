@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import distributed
 import numpy as np
+from dask.base import annotate
 from distributed.comm.addressing import get_address_host
 from distributed.comm.core import CommClosedError
 from distributed.utils import thread_state
@@ -25,6 +26,7 @@ from ..errors import NoWorkersError
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
 from .connect import usable_client
+from .deaths import ANNOTATION, deaths_of
 
 #: A chunk larger than this does not travel inside the task graph, which the scheduler keeps.
 _MAX_GRAPH_NBYTES = 2**20
@@ -189,6 +191,7 @@ class DaskSession:
         self._futures = set()
         self._placing = {}
         self._watcher = None
+        self._deaths = deaths_of(client)
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk; returns at once."""
@@ -234,11 +237,12 @@ class DaskSession:
         try:
             outcome = await self._reply(chunk, label)
         except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
-            outcome = Lost(self._kind(error, chunk), error)
+            outcome = await self._lost(error, chunk)
         if not self._closed:
             done(outcome)
 
     async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
+        await self._deaths.watched()
         placed = await asyncio.gather(*(self._place(blob) for blob in chunk.placed))
         request, inline = chunk.request, chunk.inline
         if len(request) + sum(map(len, inline)) > _MAX_GRAPH_NBYTES:
@@ -259,7 +263,8 @@ class DaskSession:
             # It was closed while buffers were placed: nothing would cancel this future any more.
             raise asyncio.CancelledError
         keywords = self._keywords if code is None else {**self._keywords, "code": code}
-        future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
+        with annotate(**{ANNOTATION: True}):
+            future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
         self._futures.add(future)
         try:
             return await future._result()
@@ -288,6 +293,17 @@ class DaskSession:
             failed = task.cancelled() or task.exception() is not None
             if failed or task.result().status != "finished":
                 del placing[blob.digest]
+
+    async def _lost(self, error: BaseException, chunk: PackedChunk) -> Lost:
+        kind = self._kind(error, chunk)
+        if not isinstance(error, distributed.scheduler.KilledWorker):
+            return Lost(kind, error)
+        deaths = 1 if await self._deaths.watched() else error.allowed_failures + 1
+        if not chunk.report_every:
+            return Lost(kind, error, deaths=deaths)
+        started = await self._deaths.started(error.task)
+        cause = "" if started is None else await self._deaths.cause(error.last_worker)
+        return Lost(kind, error, started, deaths, cause)
 
     def _kind(self, error: BaseException, chunk: PackedChunk) -> LostKind:
         """Translate what Dask raised: the only place that does."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import pickle
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import cloudpickle
 import numpy as np
@@ -21,6 +22,8 @@ from .._pickling import atomic, dump
 from .._wire import CallSpec, Reply, Request, TaskFailure
 from .capture import Capture
 from .threads import limited
+
+T = TypeVar("T")
 
 
 class Place(Protocol):
@@ -34,6 +37,9 @@ class Place(Protocol):
 
     def run(self, function: Callable[[], None]) -> bool:
         """Call what runs the chunk's tasks; gives whether it was not interrupted."""
+
+    def report_start(self, position: int) -> None:
+        """Tell the scheduler that a task of the chunk starts; returns when it knows."""
 
     def nested(self, spec: CallSpec) -> AbstractContextManager[tuple[Callable[[], None], Callable[[], bool]]]:
         """Let `Parallel` calls of the tasks use the cluster.
@@ -78,7 +84,9 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
     failure = None
     capture = Capture(spec.filters, cloudpickle.dumps) if place.captures(spec) else None
     # Modules are imported here, whose warnings are none of the task's.
-    calls = _Calls(request, values)
+    calls: Iterable[tuple[Any, tuple[Any, ...], dict[str, Any]]] = _Calls(request, values)
+    if request.report_every:
+        calls = _reported(calls, request.report_every, place)
     started = time.perf_counter()
     with (
         capture or nullcontext(),
@@ -112,6 +120,18 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
         if capture is not None:
             results.add_events(capture.take())
     return results.reply(place.address, time.perf_counter() - started, failure, was_used())
+
+
+def _reported(calls: Iterable[T], every: int, place: Place) -> Iterator[T]:
+    """Say which task starts before anything of it is touched: rebuilding its arguments may kill the process too."""
+    remaining = iter(calls)
+    for position in itertools.count():
+        if position % every == 0:
+            place.report_start(position)
+        try:
+            yield next(remaining)
+        except StopIteration:
+            return
 
 
 def _over(started: float, budget_s: float | None) -> bool:
