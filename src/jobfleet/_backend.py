@@ -183,6 +183,7 @@ class JobfleetBackend(ParallelBackendBase):
             retries=options.retries,
             follows_slots=follows_n_jobs(self.parallel),
             no_workers_timeout_s=options.wait_for_workers_timeout,
+            return_exceptions=options.return_exceptions,
         )
         self._call = ParallelCall(
             CallSetup(

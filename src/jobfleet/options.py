@@ -45,6 +45,9 @@ class Options:
         Seconds to wait for a first worker; 0 does not wait.
     retries
         How often a call that raises is run again before its exception is given to the caller.
+    return_exceptions
+        Give the exception of a task that fails, or kills its workers, in place of its result, and go on; as
+        `asyncio.gather` does. Not for calls that tasks make.
     initializer, initargs
         Called as ``initializer(*initargs)`` once in each worker process.
     workers, allow_other_workers, resources, priority, fifo_timeout
@@ -73,6 +76,7 @@ class Options:
     scatter: tuple[Any, ...] = ()
     wait_for_workers_timeout: float = field(default_factory=lambda: _configured("wait-for-workers-timeout"))
     retries: int = 0
+    return_exceptions: bool = False
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
     workers: Any = None
@@ -101,8 +105,9 @@ class Options:
         if not isinstance(self.initargs, (tuple, list)):
             raise OptionTypeError(f"initargs must be a tuple of arguments, got {self.initargs!r}")
         object.__setattr__(self, "initargs", tuple(self.initargs))
-        if not isinstance(self.allow_other_workers, bool):
-            raise OptionTypeError(f"allow_other_workers must be a bool, got {self.allow_other_workers!r}")
+        for name in ("allow_other_workers", "return_exceptions"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionTypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         object.__setattr__(self, "workers", _worker_list(self.workers))
         for name, amount in (self.resources or {}).items():
             _number(f"resources[{name!r}]", amount, 0)

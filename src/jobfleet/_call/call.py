@@ -101,7 +101,8 @@ class Outputs:
 @dataclass(frozen=True, slots=True)
 class _Arrived:
     calls: list[Call]
-    encoded: list[EncodedTask]
+    encoded: list[EncodedTask | BaseException]
+    """With `return_exceptions`, the errors of those that do not pickle."""
     error: BaseException | None
     callback: Callable[[Outputs], None]
 
@@ -157,7 +158,7 @@ class ParallelCall:
 
         The calls are pickled here, before the user's generator goes on and may change them.
         """
-        encoded: list[EncodedTask] = []
+        encoded: list[EncodedTask | BaseException] = []
         error: BaseException | None = None
         for i, call in enumerate(calls):
             try:
@@ -165,7 +166,10 @@ class ParallelCall:
             except Exception as reason:  # user code ran: it becomes the batch's outcome
                 error = not_sendable(reason, unpicklable_part(*call), self._n_submitted + i, call)
                 error.__cause__ = reason
-                break
+                if not self._setup.limits.return_exceptions:
+                    break
+                encoded.append(error)
+                error = None
         self._n_submitted += len(calls)
         self._inbox.put(_Arrived(calls, encoded, error, callback))
 
@@ -285,6 +289,8 @@ class ParallelCall:
             case Send():
                 self._send(command)
             case Forget():
+                if not command.ended:
+                    self._emit(self._output.take(command.tasks, iter(())))
                 for task in command.tasks:
                     self._encoder.release(self._tasks.pop(task)[1])
             case AskForMore():
@@ -294,13 +300,20 @@ class ParallelCall:
         self._callbacks.append(message.callback)
         start = self._n_arrived
         self._n_arrived += len(message.calls)
-        if message.error is None:
-            pairs = zip(message.calls, message.encoded, strict=True)
-            self._tasks.update(enumerate(pairs, start))
-        else:
+        if message.error is not None:
             for task in message.encoded:
-                self._encoder.release(task)
-        return BatchArrived(len(message.calls), message.error)
+                if isinstance(task, EncodedTask):
+                    self._encoder.release(task)
+            return BatchArrived(len(message.calls), message.error)
+        failed: dict[int, BaseException] = {}
+        for position, (call, task) in enumerate(zip(message.calls, message.encoded, strict=True)):
+            if isinstance(task, EncodedTask):
+                self._tasks[start + position] = call, task
+            else:
+                failed[position] = task
+        if failed:
+            self._emit(self._output.take([start + position for position in failed], iter(())))
+        return BatchArrived(len(message.calls), failed=failed)
 
     def _send(self, command: Send) -> None:
         pairs = [self._tasks[task] for task in command.tasks]
@@ -322,7 +335,7 @@ class ParallelCall:
         results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]
         self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
-        if failure is not None:
+        if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, raised)
 

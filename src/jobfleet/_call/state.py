@@ -7,7 +7,7 @@ the dataclasses below; the driver does the asking and the telling.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,8 @@ class BatchArrived:
     """Number of its tasks; their indices follow those of the batch before."""
     error: BaseException | None = None
     """Why it cannot be sent at all."""
+    failed: Mapping[int, BaseException] = field(default_factory=dict)
+    """Why some of its tasks, by position, cannot be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class Forget:
     """These tasks will not be sent again."""
 
     tasks: Sequence[int]
+    ended: bool = True
+    """Whether a worker has said what became of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,8 @@ class CallLimits:
     """`pre_dispatch` depends on the number of slots."""
     no_workers_timeout_s: float
     """How long the call goes on when no worker is left."""
+    return_exceptions: bool = False
+    """What a task has failed with is its result."""
 
 
 @dataclass(slots=True)
@@ -263,8 +269,14 @@ class CallState:
             batch.error = event.error
             self._complete[number] = None
             return
-        tasks = range(start, start + event.size)
+        tasks: Sequence[int] = range(start, start + event.size)
         self._batch_of.update(dict.fromkeys(tasks, number))
+        for position, error in event.failed.items():
+            self._finish(start + position, error)
+        if event.failed:
+            tasks = [task for task in tasks if task in self._batch_of]
+            if not tasks:
+                return
         if self.limits.fixed_batches or not self._queue or not self._queue[-1].mixes():
             self._queue.append(_Queued(deque(tasks)))
         else:
@@ -292,7 +304,13 @@ class CallState:
             self._requeue((task,), commands, alone=True)
             return
         commands.append(Forget((task,)))
-        self._fail_batch(self._batch_of.pop(task), error, commands)
+        self._end_badly(task, error, commands)
+
+    def _end_badly(self, task: int, error: BaseException, commands: list[Command]) -> None:
+        if self.limits.return_exceptions:
+            self._finish(task, error)
+        else:
+            self._fail_batch(self._batch_of.pop(task), error, commands)
 
     def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
         chunk = self._chunks.pop(event.chunk, None)
@@ -303,8 +321,12 @@ class CallState:
             self._worker_died(chunk, event, losses, commands)
         elif after_loss(event.kind, losses):
             self._requeue(chunk.tasks, commands, losses=losses, deaths=chunk.deaths)
-        else:
+        elif event.kind in (LostKind.WORKER, LostKind.DATA):
             self._give_up(chunk.tasks, event.error, commands)
+        else:  # no task's fault
+            commands.append(Forget(chunk.tasks, ended=False))
+            for number in dict.fromkeys(self._batch_of.pop(task) for task in chunk.tasks):
+                self._fail_batch(number, event.error, commands)
 
     def _worker_died(self, chunk: _Chunk, event: ChunkLost, losses: int, commands: list[Command]) -> None:
         tasks = chunk.tasks
@@ -320,9 +342,9 @@ class CallState:
         self._requeue(cleared, commands)
 
     def _give_up(self, tasks: Sequence[int], error: BaseException, commands: list[Command]) -> None:
-        commands.append(Forget(tuple(tasks)))
-        for number in dict.fromkeys(self._batch_of.pop(task) for task in tasks):
-            self._fail_batch(number, error, commands)
+        commands.append(Forget(tuple(tasks), ended=False))
+        for task in tasks:
+            self._end_badly(task, error, commands)
 
     def _slots_changed(self, event: SlotsChanged, now_s: float, commands: list[Command]) -> None:
         self.slots = event.total
