@@ -18,8 +18,8 @@ from ._call.state import CallLimits
 from ._compat import (
     FallbackToBackend,
     ParallelBackendBase,
+    ahead_per_slot,
     batch_calls,
-    follows_n_jobs,
     forget_leftovers,
     raise_early_failure,
 )
@@ -181,7 +181,7 @@ class JobfleetBackend(ParallelBackendBase):
             streamed=self.parallel.return_generator,
             ordered=self.parallel.return_ordered,
             retries=options.retries,
-            follows_slots=follows_n_jobs(self.parallel),
+            ahead_per_slot=ahead_per_slot(self.parallel),
             no_workers_timeout_s=options.wait_for_workers_timeout,
             return_exceptions=options.return_exceptions,
         )

@@ -16,7 +16,7 @@ from typing import Any
 from .. import _wire as wire
 from .._compat import awaits_results, dispatch_more, fail_call
 from .._data.buffers import BlobTable
-from .._data.encode import EncodedTask, Encoder, unpicklable_part
+from .._data.encode import Call, EncodedCalls, Encoder, EncodingError, unpicklable_part
 from .._data.packing import pack
 from .._data.scatter import ScatteredObject
 from .._engine.base import Lost, Outcome, Session, Slots
@@ -24,7 +24,7 @@ from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
 from .._worker.interrupt import current
-from .describe import Call, label, loss_error, not_readable, not_sendable, task_error, timeout_message
+from .describe import label, loss_error, not_readable, not_sendable, task_error, timeout_message
 from .output import OutputOrder
 from .state import (
     AskForMore,
@@ -41,6 +41,7 @@ from .state import (
     Send,
     SlotsChanged,
 )
+from .tasks import TaskTable
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,10 @@ class Outputs:
 @dataclass(frozen=True, slots=True)
 class _Arrived:
     calls: list[Call]
-    encoded: list[EncodedTask | BaseException]
-    """With `return_exceptions`, the errors of those that do not pickle."""
+    encoded: EncodedCalls | None
     error: BaseException | None
+    failed: dict[int, BaseException]
+    """With `return_exceptions`, the errors of those that cannot be sent."""
     callback: Callable[[Outputs], None]
 
 
@@ -130,13 +132,13 @@ class ParallelCall:
         self._blobs = BlobTable(lambda blob: self._session.drop(blob.digest))
         self._encoder = Encoder(self._blobs, setup.scattered, setup.max_nbytes)
         self._state = CallState(setup.limits, setup.slots)
-        self._tasks: dict[int, tuple[Call, EncodedTask]] = {}
+        self._tasks = TaskTable(self._encoder)
         self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
-        self._sent: dict[int, Send] = {}
+        self._n_to_ask_for = 0
+        self._sent: dict[int, tuple[Send, int]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._n_submitted = 0
-        self._n_arrived = 0
         self._ended = False
         self._settled = threading.Event()
         # Its `put` is safe to call from a finalizer, unlike that of a queue with a lock.
@@ -158,20 +160,23 @@ class ParallelCall:
 
         The calls are pickled here, before the user's generator goes on and may change them.
         """
-        encoded: list[EncodedTask | BaseException] = []
+        encoded: EncodedCalls | None = None
         error: BaseException | None = None
-        for i, call in enumerate(calls):
-            try:
-                encoded.append(self._encoder.encode(*call))
-            except Exception as reason:  # user code ran: it becomes the batch's outcome
-                error = not_sendable(reason, unpicklable_part(*call), self._n_submitted + i, call)
-                error.__cause__ = reason
-                if not self._setup.limits.return_exceptions:
-                    break
-                encoded.append(error)
-                error = None
+        reasons: dict[int, Exception] | None = {} if self._setup.limits.return_exceptions else None
+        try:
+            encoded = self._encoder.encode(calls, reasons)
+        except EncodingError as failure:
+            reason = failure.__cause__
+            assert isinstance(reason, Exception)
+            error = self._not_sendable(calls, failure.position, reason)
+        failed = {i: self._not_sendable(calls, i, reason) for i, reason in (reasons or {}).items()}
         self._n_submitted += len(calls)
-        self._inbox.put(_Arrived(calls, encoded, error, callback))
+        self._inbox.put(_Arrived(calls, encoded, error, failed, callback))
+
+    def _not_sendable(self, calls: list[Call], i: int, reason: Exception) -> BaseException:
+        error = not_sendable(reason, unpicklable_part(*calls[i]), self._n_submitted + i, calls[i])
+        error.__cause__ = reason
+        return error
 
     def wait(self) -> None:
         """Wait until all results are there or the call has failed.
@@ -197,12 +202,8 @@ class ParallelCall:
         timeout_s = self._setup.parallel.timeout
         if not isinstance(error, multiprocessing.TimeoutError) or error.args or error.__cause__ or timeout_s is None:
             return
-        unfinished = list(self._tasks)
-        index = min(unfinished, default=-1)
-        task = self._tasks.get(index)
-        error.args = (
-            timeout_message(timeout_s, None if task is None else (index, task[0]), self._n_arrived - len(unfinished)),
-        )
+        n_done, first = self._tasks.progress()
+        error.args = (timeout_message(timeout_s, first, n_done),)
 
     def finish(self) -> None:
         """End the call; its thread too, unless it was aborted and may be held up by the user's code."""
@@ -231,10 +232,10 @@ class ParallelCall:
         self._session.settle()
 
     def _turn(self) -> None:
-        """Take what has come, act on it, and deliver at most one batch.
+        """Take what has come, act on it, and let joblib dispatch once at most.
 
-        A delivery pulls the user's generator, which may be slow: what it yields must be on its way before the
-        next delivery pulls again.
+        It then pulls the user's generator, which may be slow: what that yields must be on its way before it is
+        pulled again.
         """
         events = [event for message in self._messages() for event in self._events(message)]
         commands = self._state.handle_all(events, time.monotonic())
@@ -249,7 +250,13 @@ class ParallelCall:
         for command in commands:
             self._act(command)
         self._deliveries.extend(delivery for delivery in deliveries if delivery.error is None)
-        if self._deliveries and not self._ended:
+        if self._ended:
+            return
+        if self._n_to_ask_for:
+            self._n_to_ask_for -= 1
+            if not dispatch_more(self._setup.parallel):
+                self._n_to_ask_for = 0
+        elif self._deliveries:
             self._deliver(self._deliveries.popleft())
             if not awaits_results(self._setup.parallel):
                 self._settle()
@@ -261,12 +268,12 @@ class ParallelCall:
         """
         messages: list[Any] = []
         try:
-            if not self._deliveries:
+            if not self._deliveries and not self._n_to_ask_for:
                 messages.append(self._inbox.get(timeout=_IDLE_S))
             while len(messages) < _MAX_TOGETHER:
                 messages.append(self._inbox.get_nowait())
         except queue.Empty:
-            if not messages and not self._deliveries:
+            if not messages and not self._deliveries and not self._n_to_ask_for:
                 lost = self._session.lost()
                 if lost is not None:
                     messages += [_Finished(chunk, lost) for chunk in self._sent]
@@ -291,45 +298,34 @@ class ParallelCall:
             case Forget():
                 if not command.ended:
                     self._emit(self._output.take(command.tasks, iter(())))
-                for task in command.tasks:
-                    self._encoder.release(self._tasks.pop(task)[1])
+                self._tasks.forget(command.tasks)
             case AskForMore():
-                dispatch_more(self._setup.parallel, command.batches)
+                self._n_to_ask_for += command.batches
 
     def _arrived(self, message: _Arrived) -> BatchArrived:
         self._callbacks.append(message.callback)
-        start = self._n_arrived
-        self._n_arrived += len(message.calls)
-        if message.error is not None:
-            for task in message.encoded:
-                if isinstance(task, EncodedTask):
-                    self._encoder.release(task)
-            return BatchArrived(len(message.calls), message.error)
-        failed: dict[int, BaseException] = {}
-        for position, (call, task) in enumerate(zip(message.calls, message.encoded, strict=True)):
-            if isinstance(task, EncodedTask):
-                self._tasks[start + position] = call, task
-            else:
-                failed[position] = task
-        if failed:
-            self._emit(self._output.take([start + position for position in failed], iter(())))
-        return BatchArrived(len(message.calls), failed=failed)
+        start = self._tasks.add(message.calls, message.encoded)
+        for position in message.failed:
+            task = range(start + position, start + position + 1)
+            self._tasks.forget(task)
+            self._emit(self._output.take(task, iter(())))
+        return BatchArrived(len(message.calls), message.error, message.failed)
 
     def _send(self, command: Send) -> None:
-        pairs = [self._tasks[task] for task in command.tasks]
-        chunk = pack([encoded for _, encoded in pairs], self._setup.spec, self._setup.max_nbytes, command.report_every)
-        self._sent[command.chunk] = command
+        pieces = list(self._tasks.pieces(command.tasks))
+        chunk = pack([encoded for _, encoded in pieces], self._setup.spec, self._setup.max_nbytes, command.report_every)
+        self._sent[command.chunk] = command, chunk.nbytes
         inbox = self._inbox
         self._session.submit(
-            chunk, label([call for call, _ in pairs]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
+            chunk, label([calls for calls, _ in pieces]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
         )
 
     def _finished(self, chunk: int, outcome: Outcome) -> Event:
-        sent = self._sent.pop(chunk)
+        sent, sent_nbytes = self._sent.pop(chunk)
         tasks = sent.tasks
         if isinstance(outcome, Lost):
             task = tasks[min(outcome.started or 0, len(tasks) - 1)]
-            error = loss_error(outcome, task, self._tasks[task][0], sent.deaths + outcome.deaths)
+            error = loss_error(outcome, task, self._tasks.call(task), sent.deaths + outcome.deaths)
             return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
@@ -337,11 +333,10 @@ class ParallelCall:
         self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
         if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
-        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, raised)
+        nbytes = sent_nbytes + sum(len(part) for part in outcome)
+        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)
 
-    def _results(
-        self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]
-    ) -> tuple[list[Any], BaseException | None, bool]:
+    def _results(self, reply: Reply, buffers: list[Any], tasks: range) -> tuple[list[Any], BaseException | None, bool]:
         """Unpickle the results; gives the first failure after them, and whether the user's function raised it."""
         results: list[Any] = []
         used = 0
@@ -354,14 +349,14 @@ class ParallelCall:
                 results.append(pickle.loads(data, buffers=[_writable(b) for b in buffers[used : used + n_buffers]]))
             except BaseException as reason:  # user code ran: whatever it is, it must not end this thread
                 task = tasks[len(results)]
-                return results, not_readable(reason, task, self._tasks[task][0], reply.worker), False
+                return results, not_readable(reason, task, self._tasks.call(task), reply.worker), False
             used += n_buffers
         if reply.failure is None:
             return results, None, False
         task = tasks[len(results)]
         failure = TaskFailure(*reply.failure)
         raised = failure.kind == wire.RAISED or failure.part.startswith("exception")
-        return results, task_error(failure, task, self._tasks[task][0], reply.worker), raised
+        return results, task_error(failure, task, self._tasks.call(task), reply.worker), raised
 
     def _emit(self, shown: list[Any]) -> None:
         """Print and warn what tasks did; a warning that the caller's filters make an error ends the call."""

@@ -245,7 +245,7 @@ class DaskSession:
         await self._deaths.watched()
         placed = await asyncio.gather(*(self._place(blob) for blob in chunk.placed))
         request, inline = chunk.request, chunk.inline
-        if len(request) + sum(map(len, inline)) > _MAX_GRAPH_NBYTES:
+        if chunk.nbytes > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
         with_code = self._client not in _equipped
         for _ in range(3):
