@@ -1,6 +1,7 @@
 """Clusters to be broken: each test has one of its own."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from distributed import Client
@@ -9,6 +10,15 @@ from tests.cluster.conftest import START_WITHIN_S, Processes
 from tests.witness import wait_until
 
 SLOTS = 2
+
+
+@contextlib.contextmanager
+def meanwhile(strike):
+    """Run a function beside the block; what it raises fails the test."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(strike)
+        yield
+        future.result(30)
 
 
 def assert_nothing_is_left(client):

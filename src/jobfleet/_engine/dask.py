@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -27,12 +29,19 @@ from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
 from .connect import usable_client
 from .deaths import ANNOTATION, deaths_of
+from .silence import Copies, interval_s, silent_keys
 
 #: A chunk larger than this does not travel inside the task graph, which the scheduler keeps.
 _MAX_GRAPH_NBYTES = 2**20
 
 #: How often a running call asks the scheduler for its workers.
 _WATCH_INTERVAL_S = 1.0
+
+
+#: How often a chunk looks whether its client has found the scheduler again.
+_RECONNECT_LOOK_S = 0.1
+
+logger = logging.getLogger(__name__)
 
 
 #: Buffers on the cluster, or on their way to it, by content.
@@ -77,7 +86,9 @@ class DaskEngine:
         keywords = options.submit_keywords()
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
-        return DaskSession(client, keywords, watched, self._pinned.setdefault(client, {}), self._cancelled)
+        return DaskSession(
+            client, keywords, watched, self._pinned.setdefault(client, {}), self._cancelled, options.worker_ttl
+        )
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -173,6 +184,10 @@ class DaskSession:
     _pinned: _Placing
     """Buffers of scattered objects: they outlive the call."""
     _watcher: asyncio.Task[None] | None
+    _waiting: dict[str, asyncio.Task[Any]]
+    """Who waits for the task with a key, and knows of no other that could answer for it."""
+    _silent: set[str]
+    """Tasks on workers that are silent."""
 
     def __init__(
         self,
@@ -181,6 +196,7 @@ class DaskSession:
         slots: Callable[[], Awaitable[Slots]],
         pinned: _Placing,
         cancelled: Callable[[], bool],
+        worker_ttl: float | None,
     ) -> None:
         self._client = client
         self._keywords = keywords
@@ -192,6 +208,10 @@ class DaskSession:
         self._placing = {}
         self._watcher = None
         self._deaths = deaths_of(client)
+        self._worker_ttl = worker_ttl
+        self._next_look_s = 0.0
+        self._waiting = {}
+        self._silent = set()
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk; returns at once."""
@@ -233,11 +253,16 @@ class DaskSession:
         """Bring one chunk to its outcome: `done` is called whatever happens, unless closed."""
         if self._closed:
             return
-        outcome: Outcome
-        try:
-            outcome = await self._reply(chunk, label)
-        except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
-            outcome = await self._lost(error, chunk)
+        outcome: Outcome | None = None
+        while outcome is None:
+            try:
+                outcome = await self._reply(chunk, label)
+            except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
+                lost = await self._lost(error, chunk)
+                if lost.kind is LostKind.SCHEDULER and await self._reconnected():
+                    self._forget_lost(chunk)
+                else:
+                    outcome = lost
         if not self._closed:
             done(outcome)
 
@@ -262,15 +287,37 @@ class DaskSession:
         if self._closed:
             # It was closed while buffers were placed: nothing would cancel this future any more.
             raise asyncio.CancelledError
-        keywords = self._keywords if code is None else {**self._keywords, "code": code}
-        with annotate(**{ANNOTATION: True}):
-            future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
-        self._futures.add(future)
+        sent: list[distributed.Future] = []
+
+        def send(key: str, code: bytes | None) -> distributed.Future:
+            keywords = self._keywords if code is None else {**self._keywords, "code": code}
+            with annotate(**{ANNOTATION: True}):
+                future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
+            sent.append(future)
+            self._futures.add(future)
+            return future
+
+        def send_copy() -> tuple[str, Awaitable[Any]]:
+            copy = f"{key.rpartition('-')[0]}-{uuid4().hex}"
+            return copy, send(copy, package_code()[1])._result()
+
+        waiting = asyncio.current_task()
+        assert waiting is not None
         try:
-            return await future._result()
+            first = send(key, code)
+            self._waiting[key] = waiting
+            try:
+                return await first._result()
+            except asyncio.CancelledError:
+                if key not in self._silent:
+                    raise
+                waiting.uncancel()
+                return await Copies(send_copy, self._silent.__contains__).first(key, first._result())
         finally:
-            self._futures.discard(future)
-            future.release()
+            self._waiting.pop(key, None)
+            for future in sent:
+                self._futures.discard(future)
+                future.release()
 
     async def _place(self, blob: Blob) -> distributed.Future:
         """Store a buffer on the cluster, once however many chunks ask for it."""
@@ -285,14 +332,24 @@ class DaskSession:
     def _drop(self, digest: bytes) -> None:
         self._placing.pop(digest, None)
 
-    def _forget_lost(self, blob: Blob) -> None:
-        """Have a buffer placed again if it is not on the cluster any more."""
-        placing = self._pinned if blob.pinned else self._placing
-        task = placing.get(blob.digest)
-        if task is not None and task.done():
-            failed = task.cancelled() or task.exception() is not None
-            if failed or task.result().status != "finished":
-                del placing[blob.digest]
+    def _forget_lost(self, chunk: PackedChunk) -> None:
+        """Have those of a chunk's buffers placed again that are not on the cluster any more."""
+        for blob in chunk.placed:
+            placing = self._pinned if blob.pinned else self._placing
+            task = placing.get(blob.digest)
+            if task is not None and task.done():
+                failed = task.cancelled() or task.exception() is not None
+                if failed or task.result().status != "finished":
+                    del placing[blob.digest]
+
+    async def _reconnected(self) -> bool:
+        """Wait while the client looks for the scheduler, as long as it does; gives whether it has found it.
+
+        It does so for ``distributed.comm.timeouts.connect``.
+        """
+        while self._client.status == "connecting" and not self._closed:
+            await asyncio.sleep(_RECONNECT_LOOK_S)
+        return bool(self._client.status == "running") and not self._closed
 
     async def _lost(self, error: BaseException, chunk: PackedChunk) -> Lost:
         kind = self._kind(error, chunk)
@@ -316,8 +373,7 @@ class DaskSession:
         # `scatter` gives up after 30 s without a worker.
         if isinstance(error, (asyncio.CancelledError, TimeoutError)):
             # A key went that the chunk depends on: its holder died. Place all again that are not there.
-            for blob in chunk.placed:
-                self._forget_lost(blob)
+            self._forget_lost(chunk)
             return LostKind.DATA
         return LostKind.ENGINE
 
@@ -333,10 +389,25 @@ class DaskSession:
                 return
             try:
                 slots = await self._slots()
-            except (OSError, CommClosedError):
-                continue  # the chunks in flight report a lost scheduler
+                await self._look_for_silence()
+            except Exception:  # the chunks in flight report a lost scheduler; whatever it is, the watch goes on
+                logger.debug("the scheduler does not answer", exc_info=True)
+                continue
             if not self._closed:
                 changed(slots)
+
+    async def _look_for_silence(self) -> None:
+        """Have chunks that are on silent workers run on others too."""
+        now = time.monotonic()
+        if self._worker_ttl is None or not self._futures or now < self._next_look_s:
+            return
+        self._next_look_s = now + interval_s(self._worker_ttl)
+        self._silent = set(await silent_keys(self._client, self._worker_ttl))
+        for key in self._silent:
+            waiting = self._waiting.pop(key, None)
+            if waiting is not None:
+                logger.warning("%s runs again: its worker has been silent for %g s", key, self._worker_ttl)
+                waiting.cancel()
 
     async def _close(self) -> None:
         if self._watcher is not None:

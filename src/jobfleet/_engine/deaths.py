@@ -49,13 +49,14 @@ def _plugin() -> SchedulerPlugin:
         "__module__": "_jobfleet_scheduler",
         "name": "jobfleet-deaths",
         "idempotent": True,
-        "update_graph": _by_value(_update_graph),
+        "update_graph": by_value(_update_graph),
     }
     plugin: SchedulerPlugin = type("HandBack", (SchedulerPlugin,), namespace)()
     return plugin
 
 
-def _by_value(function: Any) -> Any:
+def by_value(function: Any) -> Any:
+    """Have a function travel by value: no module holds it. It can use nothing but its arguments."""
     return type(function)(function.__code__, {"__name__": "_jobfleet_scheduler"}, function.__name__, None, None)
 
 
@@ -70,25 +71,30 @@ class Deaths:
     def __init__(self, client: Client) -> None:
         # The client is the key under which this is found: it must not be held.
         self._client = weakref.ref(client)
+        self._scheduler: str | None = None
         self._registering: asyncio.Task[bool] | None = None
 
     async def watched(self) -> bool:
         """Whether the scheduler hands our tasks back at the first death; sees to it the first time."""
-        if self._registering is None:
-            self._registering = asyncio.ensure_future(self._register())
-        return await asyncio.shield(self._registering)
-
-    def scheduler_changed(self) -> None:
-        """Say that there is another scheduler, which knows nothing."""
-        self._registering = None
-
-    async def _register(self) -> bool:
         client = self._client()
         if client is None:
             return False
+        scheduler = client._scheduler_identity.get("id")
+        if self._registering is None or self._scheduler != scheduler:
+            # The first call, or another scheduler has taken the place of the one that was registered with.
+            self._scheduler = scheduler
+            self._registering = asyncio.ensure_future(self._register(client))
+        if self._registering.done():
+            return self._registering.result()
+        return await asyncio.shield(self._registering)
+
+    async def _register(self, client: Client) -> bool:
         plugin = _plugin()
         try:
             await client._register_plugin(plugin, plugin.name, True)
+        except OSError:
+            self._registering = None  # the connection is lost: again, when there is another one
+            return False
         except Exception:  # a scheduler may refuse code; its own way of dealing with deaths remains
             logger.debug("the scheduler takes no plugin", exc_info=True)
             return False
