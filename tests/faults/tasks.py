@@ -45,3 +45,19 @@ def square_behind_gate(directory, gate, held, i):
     if i in held:
         pass_gate(gate)
     return i * i
+
+
+def nested_sum(directory, gate, held, i):
+    """Give the sum of what inner tasks give; the inner task that is held waits at the gate."""
+    from joblib import Parallel, delayed
+
+    mark(directory / "outer", i)
+    return sum(
+        Parallel(batch_size=1)(delayed(square_behind_gate)(directory / "ran", gate, held, 10 * i + j) for j in range(4))
+    )
+
+
+def count_to_gate(directory, gate, i):
+    mark(directory, i)
+    pass_gate(gate)
+    return i
