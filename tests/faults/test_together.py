@@ -23,7 +23,8 @@ from tests.faults.tasks import count_to_gate
 
 directory = Path(sys.argv[2])
 with parallel_config("dask", client=Client(sys.argv[1])):
-    Parallel(batch_size=1)(delayed(count_to_gate)(directory / "theirs", directory / "never", i) for i in range(50))
+    tasks = (delayed(count_to_gate)(directory / "theirs", directory / "never", i) for i in range(50))
+    Parallel(n_jobs=2, batch_size=1)(tasks)
 """
 
 
@@ -46,9 +47,8 @@ def test_a_client_that_dies_does_not_harm_the_other(cluster, tmp_path, script):
         process.kill()
         raise
     with meanwhile(strike), parallel_config("dask", client=client):
-        assert Parallel(batch_size=1)(delayed(count_to_gate)(tmp_path / "ours", gate, i) for i in range(8)) == list(
-            range(8)
-        )
+        results = Parallel(n_jobs=2, batch_size=1)(delayed(count_to_gate)(tmp_path / "ours", gate, i) for i in range(8))
+    assert results == list(range(8))
     assert sorted(map(int, names(tmp_path / "ours"))) == list(range(8)), "each ran once"
     assert_nothing_is_left(client)
 
@@ -59,14 +59,16 @@ def test_poison_of_one_client_costs_the_other_no_result(cluster, tmp_path):
 
     def poison():
         wait_until(lambda: names(tmp_path / "ours"), "our tasks run")
-        with Client(client.scheduler.address, set_as_default=False) as other:
-            with parallel_config("dask", client=other, return_exceptions=True):
-                tasks = [delayed(square_unless)(tmp_path / "theirs", [1], leave, i) for i in range(4)]
-                results.extend(Parallel(batch_size=1)(tasks))
+        tasks = [delayed(square_unless)(tmp_path / "theirs", [1], leave, i) for i in range(4)]
+        with (
+            Client(client.scheduler.address, set_as_default=False) as other,
+            parallel_config("dask", client=other, return_exceptions=True),
+        ):
+            results.extend(Parallel(batch_size=1)(tasks))
         open_gate(gate)
 
     with meanwhile(poison), parallel_config("dask", client=client):
-        ours = Parallel(batch_size=1)(delayed(count_to_gate)(tmp_path / "ours", gate, i) for i in range(8))
+        ours = Parallel(n_jobs=2, batch_size=1)(delayed(count_to_gate)(tmp_path / "ours", gate, i) for i in range(8))
     assert ours == list(range(8))
     assert [r for r in results if isinstance(r, int)] == [0, 4, 9]
     assert Counter(names(tmp_path / "theirs"))["1"] == 3
