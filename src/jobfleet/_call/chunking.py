@@ -22,7 +22,7 @@ MIN_SHARE_S = 0.02
 #: A chunk carries no more than this, however short its tasks: it passes through the client and the scheduler whole.
 MAX_CHUNK_NBYTES = 8 * 2**20
 
-_MAX_GROWTH = 16
+_MAX_GROWTH = 256
 _MAX_SIZE = 10_000
 _MIN_TASK_S = 1e-6
 

@@ -25,6 +25,7 @@ from ..errors import NoWorkersError
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
 from .connect import usable_client
+from .courier import courier_of
 
 #: A chunk larger than this does not travel inside the task graph, which the scheduler keeps.
 _MAX_GRAPH_NBYTES = 2**20
@@ -259,13 +260,14 @@ class DaskSession:
             # It was closed while buffers were placed: nothing would cancel this future any more.
             raise asyncio.CancelledError
         keywords = self._keywords if code is None else {**self._keywords, "code": code}
-        future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
+        courier = courier_of(self._client)
+        future = await courier.submit(bootstrap(), key, (package_code()[0], *values), keywords)
         self._futures.add(future)
         try:
-            return await future._result()
+            await self._cancel_if_closed()
+            return await courier.result(future)
         finally:
             self._futures.discard(future)
-            future.release()
 
     async def _place(self, blob: Blob) -> distributed.Future:
         """Store a buffer on the cluster, once however many chunks ask for it."""
@@ -325,11 +327,14 @@ class DaskSession:
     async def _close(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
-        futures = list(self._futures)
-        if futures and self._client.status == "running":
-            await self._client.cancel(futures, asynchronous=True, force=True)
+        await self._cancel_if_closed()
         self._futures.clear()
         self._placing.clear()
+
+    async def _cancel_if_closed(self) -> None:
+        futures = list(self._futures)
+        if self._closed and futures and self._client.status == "running":
+            await self._client.cancel(futures, asynchronous=True, force=True)
 
 
 #: Clients that calls of this process use.
