@@ -81,17 +81,17 @@ def main(max_tasks: int, max_slots: int, below: float, processes: int, only_belo
 
 def table(chosen: list[Cell], outcomes: list[Simulated], below: float, only_below: bool) -> str:
     """Lay out all cells; used and possible for each round trip."""
-    lines = ["slots    tasks     mean     durations    trip    used  possible  chunks  stolen"]
+    lines = ["slots    tasks     mean     durations    trip    used  possible   chunks  stolen     % used in each tenth of the time"]
     n_below = 0
     for cell, one in zip(chosen, outcomes, strict=True):
-        is_below = one.used < below * min(1.0, one.possible / below)
+        is_below = one.used < below * min(1.0, one.possible)
         n_below += is_below
         if only_below and not is_below:
             continue
         lines.append(
             f"{cell.slots:<7}  {cell.tasks:<8}  {cell.mean_s * 1000:>3.0f} ms   {cell.distribution:<11}  "
             f"{cell.round_trip_s * 1000:>2.0f} ms  {one.used:.3f}  {one.possible:.3f}   {one.chunks:>7}  {one.stolen:>4}"
-            f"{'  <' if is_below else ''}"
+            f"  {'<' if is_below else ' '}  {' '.join(f'{part * 100:.0f}' for part in one.course)}"
         )
     lines.append(f"{n_below} of {len(chosen)} use less than {below} though the work allows more")
     return "\n".join(lines)

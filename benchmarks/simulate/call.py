@@ -50,6 +50,8 @@ class Simulated:
     """What it would take the best schedule that does not know the durations, with the same costs."""
     chunks: int
     stolen: int
+    course: list[float]
+    """The part used in each tenth of the time."""
 
     @property
     def used(self) -> float:
@@ -66,9 +68,29 @@ def simulate(durations: Sequence[float], slots: int, costs: Costs) -> Simulated:
     """Run a call of tasks with these durations on a cluster with so many slots."""
     call = _Call(durations, slots, costs)
     wall_s = call.run()
+    cluster = call.cluster
     return Simulated(
-        wall_s, sum(durations), slots, best(durations, slots, costs), call.cluster.chunks, call.cluster.stolen
+        wall_s=wall_s,
+        work_s=sum(durations),
+        slots=slots,
+        best_s=best(durations, slots, costs),
+        chunks=len(cluster.ran),
+        stolen=cluster.stolen,
+        course=_course(cluster.ran, wall_s, slots),
     )
+
+
+def _course(ran: Sequence[tuple[float, float]], wall_s: float, slots: int, parts: int = 10) -> list[float]:
+    part_s = wall_s / parts
+    busy_s = [0.0] * parts
+    for start_s, took_s in ran:
+        end_s = start_s + took_s
+        for part in range(int(start_s / part_s), parts):
+            begins_s = part * part_s
+            if begins_s >= end_s:
+                break
+            busy_s[part] += min(end_s, begins_s + part_s) - max(start_s, begins_s)
+    return [round(one / (part_s * slots), 2) for one in busy_s]
 
 
 def best(durations: Sequence[float], slots: int, costs: Costs) -> float:

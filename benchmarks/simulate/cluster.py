@@ -106,14 +106,13 @@ class Cluster:
         self._emptiest = [(0, index) for index in range(slots)]
         self._scheduler_free_s = 0.0
         self._mean_s: float | None = None
-        self.busy_s = 0.0
-        self.chunks = 0
+        self.ran: list[tuple[float, float]] = []
+        """When tasks of a chunk began, and how long they ran."""
         self.stolen = 0
         clock.at(STEAL_INTERVAL_S, self._steal)
 
     def send(self, number: int, durations: Sequence[float]) -> None:
         """Take a chunk from the client."""
-        self.chunks += 1
         arrived_s = max(self._clock.now_s + self._costs.round_trip_s / 4, self._scheduler_free_s)
         self._scheduler_free_s = arrived_s + self._costs.scheduler_s
         self._clock.at(self._scheduler_free_s, self._place, Chunk(number, durations))
@@ -149,7 +148,7 @@ class Cluster:
             n_done += 1
             if took_s > self._budget_s:
                 break
-        self.busy_s += took_s
+        self.ran.append((self._clock.now_s, took_s))
         self._clock.at(self._clock.now_s + self._costs.chunk_s + took_s, self._end, index, n_done, took_s)
 
     def _end(self, index: int, n_done: int, took_s: float) -> None:
