@@ -59,7 +59,7 @@ def cluster(kind: str) -> Iterator[Cluster]:
         return
     slots = joblib.cpu_count()
     with (
-        LocalCluster(slots, threads_per_worker=1, processes=True, dashboard_address=None) as local,
+        LocalCluster(n_workers=slots, threads_per_worker=1, processes=True, dashboard_address=None) as local,
         Client(local, set_as_default=False) as client,
     ):
         yield Cluster(kind, client, slots)
