@@ -18,8 +18,8 @@ from ._call.state import CallLimits
 from ._compat import (
     FallbackToBackend,
     ParallelBackendBase,
+    ahead_per_slot,
     batch_calls,
-    follows_n_jobs,
     forget_leftovers,
     raise_early_failure,
 )
@@ -31,6 +31,7 @@ from ._engine.local import LocalEngine
 from ._filters import encode_filters
 from ._sink import current_sink
 from ._wire import CallSpec, process_token
+from ._worker.interrupt import uninterrupted
 from .errors import NestingError, OptionTypeError, OptionValueError
 from .options import Options
 
@@ -153,6 +154,10 @@ class JobfleetBackend(ParallelBackendBase):
 
     def start_call(self) -> None:
         """Begin a call."""
+        with uninterrupted():  # a task's own call, begun by halves, would never end
+            self._start_call()
+
+    def _start_call(self) -> None:
         forget_leftovers(self.parallel)
         engine = self._engine_in_use()
         options = self._options
@@ -176,7 +181,7 @@ class JobfleetBackend(ParallelBackendBase):
             streamed=self.parallel.return_generator,
             ordered=self.parallel.return_ordered,
             retries=options.retries,
-            follows_slots=follows_n_jobs(self.parallel),
+            ahead_per_slot=ahead_per_slot(self.parallel),
             no_workers_timeout_s=options.wait_for_workers_timeout,
         )
         self._call = ParallelCall(
@@ -222,6 +227,7 @@ class JobfleetBackend(ParallelBackendBase):
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Give up the tasks that are queued or run."""
         if self._call is not None:
+            self._call.explain_timeout(sys.exc_info()[1])
             self._call.abort()
 
     def stop_call(self) -> None:

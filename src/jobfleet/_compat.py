@@ -16,12 +16,12 @@ from joblib.parallel import BatchCompletionCallBack, Parallel, ParallelBackendBa
 __all__ = [
     "FallbackToBackend",
     "ParallelBackendBase",
+    "ahead_per_slot",
     "awaits_results",
     "backend_for_tasks",
     "batch_calls",
     "dispatch_more",
     "fail_call",
-    "follows_n_jobs",
     "forget_leftovers",
     "raise_early_failure",
 ]
@@ -33,18 +33,22 @@ def batch_calls(batch: Any) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
     return calls
 
 
-def follows_n_jobs(parallel: Parallel) -> bool:
-    """Whether the number of tasks dispatched ahead depends on the number of slots."""
-    return isinstance(parallel.pre_dispatch, str) and "n_jobs" in parallel.pre_dispatch
+def ahead_per_slot(parallel: Parallel) -> float | None:
+    """Give the batches dispatched ahead for each slot; None if `pre_dispatch` does not depend on the slots."""
+    pre_dispatch = parallel.pre_dispatch
+    if not isinstance(pre_dispatch, str) or "n_jobs" not in pre_dispatch:
+        return None
+    many = 1000
+    return float(joblib.parallel.eval_expr(pre_dispatch.replace("n_jobs", str(many))) / many)
 
 
-def dispatch_more(parallel: Parallel, batches: int) -> None:
-    """Have joblib dispatch more batches than it would by itself."""
-    for _ in range(batches):
-        with parallel._lock:
-            if parallel._aborting or parallel._original_iterator is None:
-                return
-            parallel.dispatch_next()
+def dispatch_more(parallel: Parallel) -> bool:
+    """Have joblib dispatch one batch more than it would by itself, and tell whether there may be another."""
+    with parallel._lock:
+        if parallel._aborting or parallel._original_iterator is None:
+            return False
+        parallel.dispatch_next()
+    return True
 
 
 def fail_call(parallel: Parallel, error: BaseException) -> None:

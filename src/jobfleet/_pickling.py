@@ -101,3 +101,12 @@ def atomic(values: Iterable[Any]) -> bool:
         if kind not in ATOMS or (kind in (str, bytes) and len(value) > MIN_SHARED_NBYTES):
             return False
     return True
+
+
+def all_atomic(values: Iterable[Any]) -> bool:
+    """Like `atomic`, for many values: the types are looked at together."""
+    values = list(values)
+    kinds = set(map(type, values))
+    if not kinds <= ATOMS:
+        return False
+    return kinds.isdisjoint((str, bytes)) or atomic(values)

@@ -90,14 +90,14 @@ class Request(_Message):
 
     spec: bytes
     """A `CallSpec`."""
-    functions: tuple[bytes, ...]
-    """Pickled functions that have no state of their own; items refer to them."""
+    functions: tuple[tuple[Any, ...], ...]
+    """Functions that items refer to: ``(pickle, buffers, shared)``, `shared` saying whether tasks may share what
+    the pickle gives, or each must load its own. `buffers` are tuples ``(position, mapped, writable)``: where it is
+    among the values sent with the chunk, whether tasks share it read-only or get a copy each, and whether such
+    a copy is writable, as the original was."""
     items: tuple[tuple[Any, ...], ...]
-    """In order: ``(MANY, function, pickled list of (args, kwargs))`` for calls whose arguments are
-    immutable atoms, or ``(ONE, function or None, pickle, buffers)``, `buffers` being
-    tuples ``(position, mapped, writable)``: where it is among the values sent with the chunk, whether
-    tasks share it read-only or get a copy each, and whether such a copy is writable, as the original was.
-    Without function the pickle holds that too."""
+    """In order: ``(MANY, function, pickled (list of args, list of kwargs or None))`` for calls whose arguments are
+    immutable atoms, or ``(ONE, function or None, pickle, buffers)``. Without function the pickle holds that too."""
     scattered: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...]
     """Objects sent ahead: their persistent id, and where their pickle and its buffers are."""
 

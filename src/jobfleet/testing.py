@@ -11,6 +11,7 @@ from ._data.packing import PackedChunk
 from ._engine.base import Lost, LostKind, Outcome, Slots
 from ._engine.local import LocalEngine, LocalSession
 from ._engine.place import TaskPlace
+from ._worker.interrupt import Interruptible
 from .options import Options
 
 __all__ = ["Fault", "ScriptedEngine"]
@@ -88,8 +89,8 @@ class _ScriptedSession(LocalSession):
             done(Lost(fault, RuntimeError("scripted")))
 
 
-def _place(closed: Callable[[], bool]) -> TaskPlace:
+def _place(closed: Callable[[], bool], region: Interruptible) -> TaskPlace:
     def make_engine(depth: int) -> LocalEngine:
         return LocalEngine(nested_backend, depth, closed)
 
-    return TaskPlace(nested_backend, make_engine, "this process", closed)
+    return TaskPlace(nested_backend, make_engine, "this process", closed, region)

@@ -7,12 +7,13 @@ import types
 from jobfleet import _wire as wire
 from jobfleet._backend import nested_backend
 from jobfleet._data.buffers import BlobTable
-from jobfleet._data.encode import Encoder
+from jobfleet._data.encode import AtomCalls, Encoder
 from jobfleet._data.packing import pack
 from jobfleet._data.scatter import scattered_objects
 from jobfleet._engine.local import LocalEngine, run_here
 from jobfleet._engine.place import TaskPlace
 from jobfleet._wire import CallSpec, Reply, Request, TaskFailure, process_token
+from jobfleet._worker.interrupt import Interruptible
 
 
 def spec(**changes):
@@ -35,7 +36,11 @@ def spec(**changes):
 def here():
     """Give this process as the place where chunks run."""
     return TaskPlace(
-        nested_backend, lambda depth: LocalEngine(nested_backend, depth), "this process", cancelled=lambda: False
+        nested_backend,
+        lambda depth: LocalEngine(nested_backend, depth),
+        "this process",
+        cancelled=lambda: False,
+        region=Interruptible(),
     )
 
 
@@ -66,10 +71,16 @@ class Client:
         self.encoder = Encoder(self.blobs, self.scattered, max_nbytes)
 
     def encode(self, function, *args, **kwargs):
-        return self.encoder.encode(function, args, kwargs)
+        """Encode one call: a task, or (nothing but atoms for arguments) a stretch of one."""
+        encoded = self.encoder.encode([(function, args, kwargs)])
+        return encoded if isinstance(encoded, AtomCalls) else encoded[0]
+
+    def release(self, task):
+        self.encoder.release(task if isinstance(task, AtomCalls) else [task])
 
     def pack(self, tasks, **spec_changes):
-        return pack(tasks, spec(**spec_changes), self.max_nbytes)
+        pieces = [task if isinstance(task, AtomCalls) else [task] for task in tasks]
+        return pack(pieces, spec(**spec_changes), self.max_nbytes)
 
     def run(self, tasks, **spec_changes):
         """Run tasks as one chunk; a failure raises `Failed`."""

@@ -229,26 +229,6 @@ def test_a_warning_that_the_caller_makes_an_error_is_the_calls_error():
 # The engine
 
 
-def test_slots_that_join_are_given_work():
-    started = []
-
-    def tasks():
-        for i in range(40):
-            started.append(i)
-            yield delayed(double)(i)
-
-    def answer(chunk):
-        if not ahead:
-            engine.changed(Slots(5, 5))
-        ahead.append(len(started) - len(ahead))
-        return run_here(chunk, here())
-
-    ahead = []
-    engine = Engine(answer, slots=2)
-    assert parallel(engine, batch_size=1)(tasks()) == [2 * i for i in range(40)]
-    assert 2 * 2 < max(ahead) <= 2 * 5, "as many as if they had been there from the start"
-
-
 def test_a_call_that_has_lost_its_engine_ends(monkeypatch):
     """A closed client neither answers nor says why; the driver looks after it when it hears nothing."""
     monkeypatch.setattr(call_module, "_IDLE_S", 0.01)

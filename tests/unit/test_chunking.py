@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobfleet._call.chunking import BUDGET_S, MAX_WAITING_S, MIN_WAITING_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import BUDGET_S, MAX_CHUNK_NBYTES, MAX_WAITING_S, MIN_WAITING_S, TARGET_S, ChunkSizer
 
 pytestmark = pytest.mark.timeout(20)
 
-GROWTH = 8
+GROWTH = 16
 LARGEST = 10_000
 
 
@@ -31,7 +31,7 @@ def test_grows_by_a_bounded_factor_however_short_the_tasks():
     for _ in range(6):
         sizer.observe(sizer.size, 0.0)
         sizes.append(sizer.size)
-    assert sizes == [GROWTH, GROWTH**2, GROWTH**3, GROWTH**4, LARGEST, LARGEST]
+    assert sizes == [GROWTH, GROWTH**2, GROWTH**3, LARGEST, LARGEST, LARGEST]
 
 
 def test_shrinks_at_once_when_tasks_turn_out_long():
@@ -42,10 +42,43 @@ def test_shrinks_at_once_when_tasks_turn_out_long():
 
 
 def test_recent_chunks_count_more():
-    sizer = sized_by(1.0, 0.5)
+    sizer = sized_by(1.0, 2.0)
+    assert sizer.mean_s == pytest.approx(1.5)
+    sizer.observe(10, 10 * 0.375)
     assert sizer.mean_s == pytest.approx(0.75)
-    sizer.observe(10, 10 * 0.25)
-    assert sizer.mean_s == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("before_s", "after_s"), [(1e-3, 1.0), (1.0, 1e-3)])
+def test_follows_a_jump_by_a_thousand_within_a_few_chunks(before_s, after_s):
+    sizer = sized_by(*[before_s] * 20)
+    for _ in range(5):
+        sizer.observe(1, after_s)
+    assert after_s / 2 < sizer.mean_s < after_s * 2
+
+
+@pytest.mark.parametrize("nbytes", [1000, MAX_CHUNK_NBYTES // 10, MAX_CHUNK_NBYTES * 10])
+def test_a_chunk_carries_no_more_than_may_pass_at_once(nbytes):
+    sizer = ChunkSizer()
+    for _ in range(10):
+        sizer.observe(sizer.size, 0.0, nbytes * sizer.size)
+    assert sizer.size == 1 or sizer.size * nbytes <= MAX_CHUNK_NBYTES
+    assert sizer.size == LARGEST or (sizer.size + 1) * nbytes > MAX_CHUNK_NBYTES
+
+
+def test_what_waits_is_shared_out_in_ever_smaller_chunks():
+    sizer = sized_by(*[0.01] * 20)
+    left, sizes = 100, []
+    while left:
+        sizes.append(min(left, sizer.chunk_size(left, n_slots=2)))
+        left -= sizes[-1]
+    assert sizes[0] == sizer.size == 20
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= 2 == min(sizes[:-1]), "but not so small that a chunk costs more than it does"
+
+
+def test_very_short_tasks_are_not_shared_out():
+    sizer = sized_by(*[1e-6] * 20)
+    assert sizer.chunk_size(5000, n_slots=8) == LARGEST
 
 
 def test_a_chunk_that_finished_nothing_tells_nothing():

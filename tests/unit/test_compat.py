@@ -12,12 +12,12 @@ from jobfleet import _compat
 from jobfleet._compat import (
     FallbackToBackend,
     ParallelBackendBase,
+    ahead_per_slot,
     awaits_results,
     backend_for_tasks,
     batch_calls,
     dispatch_more,
     fail_call,
-    follows_n_jobs,
     forget_leftovers,
     raise_early_failure,
 )
@@ -127,29 +127,31 @@ def test_fallbacktobackend_makes_joblib_use_another_backend():
 
 
 @pytest.mark.parametrize(
-    ("pre_dispatch", "follows"), [("2*n_jobs", True), ("n_jobs", True), ("all", False), ("3", False), (5, False)]
+    ("pre_dispatch", "ahead"),
+    [("2*n_jobs", 2), ("n_jobs", 1), ("1.5 * n_jobs", 1.5), ("all", None), ("3", None), (5, None)],
 )
-def test_follows_n_jobs_says_whether_joblib_looks_at_the_slots(pre_dispatch, follows):
-    assert follows_n_jobs(Parallel(n_jobs=2, pre_dispatch=pre_dispatch)) is follows
+def test_ahead_per_slot_says_how_far_joblib_looks_ahead(pre_dispatch, ahead):
+    assert ahead_per_slot(Parallel(n_jobs=2, pre_dispatch=pre_dispatch)) == ahead
 
 
 def test_dispatch_more_has_joblib_submit_more():
     backend = ByHand()
-    results = call(backend, (delayed(abs)(-i) for i in range(10)), pre_dispatch=2)
+    results = call(backend, (delayed(abs)(-i) for i in range(5)), pre_dispatch=2)
     assert len(backend.submitted) == 2
-    dispatch_more(backend.parallel, 3)
+    for n in (3, 4, 5):
+        assert dispatch_more(backend.parallel)
+        assert len(backend.submitted) == n
+    dispatch_more(backend.parallel)
+    assert not dispatch_more(backend.parallel)
     assert len(backend.submitted) == 5
-    dispatch_more(backend.parallel, 20)
-    assert len(backend.submitted) == 10
-    dispatch_more(backend.parallel, 1)
     backend.finish()
-    assert list(results) == list(range(10))
+    assert list(results) == list(range(5))
 
 
 def test_dispatch_more_does_nothing_where_all_is_dispatched_or_given_up():
     backend = ByHand()
     results = call(backend, [delayed(abs)(-1)], pre_dispatch="all")
-    dispatch_more(backend.parallel, 5)
+    assert not dispatch_more(backend.parallel)
     assert len(backend.submitted) == 1
     backend.finish()
     assert list(results) == [1]
@@ -157,7 +159,7 @@ def test_dispatch_more_does_nothing_where_all_is_dispatched_or_given_up():
     backend = ByHand()
     results = call(backend, (delayed(abs)(-i) for i in range(10)), pre_dispatch=2)
     backend.parallel._aborting = True
-    dispatch_more(backend.parallel, 5)
+    assert not dispatch_more(backend.parallel)
     assert len(backend.submitted) == 2
     backend.parallel._aborting = False
     backend.finish()

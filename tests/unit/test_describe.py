@@ -104,7 +104,8 @@ def test_a_call_is_short_and_on_one_line_whatever_its_arguments():
     ],
 )
 def test_a_chunk_has_the_name_that_the_dashboard_shows(functions, text):
-    assert label([(function, (), {}) for function in functions]) == text
+    assert label([[(function, (), {}) for function in functions]]) == text
+    assert label([[(function, (), {})] for function in functions]) == text
 
 
 # Failures of a task

@@ -17,7 +17,7 @@ from tests.unit.chunks import Client, Failed, in_main, request
 
 from jobfleet import _wire as wire
 from jobfleet._data import buffers
-from jobfleet._data.encode import unpicklable_part
+from jobfleet._data.encode import EncodingError, unpicklable_part
 from jobfleet._pickling import MIN_SHARED_NBYTES
 
 pytestmark = pytest.mark.timeout(30)
@@ -108,9 +108,9 @@ def test_a_dict_of_keywords_that_is_used_again_does_not_change_what_was_dispatch
     """joblib takes plain tuples too: ``Parallel()((f, (), kwargs) for ...)``."""
     client = Client()
     kwargs = {"k": 1}
-    task = client.encoder.encode(identity, (), kwargs)
+    task = client.encoder.encode([(identity, (), kwargs)])
     kwargs["k"] = 2
-    assert client.run([task]) == [((), {"k": 1})]
+    assert client.run([task[:1]]) == [((), {"k": 1})]
 
 
 # Large buffers
@@ -341,8 +341,8 @@ def test_a_scattered_object_is_used_by_whatever_route_it_comes():
         client.encode(identity, value),
         client.encode(identity, [value]),
         client.encode(identity, k={"k": (value,)}),
-        client.encode(lambda: value),
-        client.encode(functools.partial(identity, value)),
+        client.encode(lambda _: value, []),
+        client.encode(functools.partial(identity, value), k=[]),
         client.encode(identity, holder),
         client.encode(identity, np.array([value], dtype=object)),
     ]
@@ -355,7 +355,14 @@ def test_a_scattered_object_is_used_by_whatever_route_it_comes():
     assert len(packed.placed) == 2  # its pickle and its array
     results = client.run(tasks)
     np.testing.assert_equal(results[0], value)
-    for result in (results[1][0], results[2][1]["k"]["k"][0], results[3], results[4], results[5].value, results[6][0]):
+    for result in (
+        results[1][0],
+        results[2][1]["k"]["k"][0],
+        results[3],
+        results[4][0][0],
+        results[5].value,
+        results[6][0],
+    ):
         np.testing.assert_equal(result, value)
 
 
@@ -363,7 +370,7 @@ def test_the_object_of_a_scattered_bound_method_is_the_sent_copy():
     holder = Holder(array())
     client = Client(scatter=[holder])
     task = client.encode(holder.method)
-    assert len(task.data) < 1000
+    assert len(task.function.data) < 1000
     assert client.run([task]) == [total(array())]
 
 
@@ -405,7 +412,7 @@ def test_nothing_is_left_when_all_tasks_are_done():
     client = Client()
     tasks = [client.encode(identity, array(seed=i), array(MIN_SHARED_NBYTES, seed=i)) for i in range(4)]
     for task in tasks:
-        client.encoder.release(task)
+        client.release(task)
     assert len(client.dropped) == 8
     assert not client.blobs._blobs
     assert not client.blobs._idle
@@ -416,7 +423,7 @@ def test_what_several_tasks_wanted_is_kept_for_the_next_up_to_a_bound(monkeypatc
     client = Client()
     for seed in range(6):
         for task in [client.encode(identity, array(seed=seed)) for _ in range(2)]:
-            client.encoder.release(task)
+            client.release(task)
     assert len(client.dropped) == 3
     before = dict(client.blobs._blobs)
     assert client.encode(identity, array(seed=5)).buffers[0][0] in before.values()
@@ -435,8 +442,10 @@ def test_the_users_arrays_are_not_kept_alive():
 
 def test_a_call_that_does_not_pickle_leaves_nothing_behind():
     client = Client()
-    with pytest.raises(TypeError, match="pickle"):
-        client.encode(identity, array(), threading.Lock())
+    with pytest.raises(EncodingError) as error:
+        client.encoder.encode([(identity, (array(),), {}), (identity, (array(), threading.Lock()), {})])
+    assert error.value.position == 1
+    assert isinstance(error.value.__cause__, TypeError)
     assert not client.blobs._blobs
 
 

@@ -41,8 +41,12 @@ def test_functions_are_listed_once_in_the_order_of_use():
     state, _ = in_main("seen = []\ndef f(x): return seen")
     tasks = [client.encode(f, v) for f, v in [(len, ""), (abs, 1), (len, []), (state.f, 1), (abs, 2), (abs, 3)]]
     packed = request(client.pack(tasks))
-    assert packed.functions == (tasks[0].function, tasks[1].function)
-    assert [item[:2] for item in packed.items] == [(MANY, 0), (MANY, 1), (ONE, 0), (ONE, None), (MANY, 1)]
+    assert packed.functions == (
+        (tasks[0].function.data, (), True),
+        (tasks[1].function.data, (), True),
+        (tasks[3].function.data, (), False),
+    )
+    assert [item[:2] for item in packed.items] == [(MANY, 0), (MANY, 1), (ONE, 0), (MANY, 2), (MANY, 1)]
 
 
 def test_large_buffers_are_placed_and_shared_small_ones_go_along_as_copies():

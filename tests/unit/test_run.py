@@ -13,6 +13,7 @@ from tests.unit.chunks import Client, Failed, here, read
 
 from jobfleet import _wire as wire
 from jobfleet._wire import Reply, Request
+from jobfleet._worker import run
 from jobfleet._worker.run import run_chunk
 
 pytestmark = pytest.mark.timeout(20)
@@ -55,14 +56,16 @@ def test_calls_run_in_order_until_one_fails():
     assert (error.kind, error.type_name) == (wire.RAISED, "ZeroDivisionError")
 
 
-def test_a_chunk_whose_time_is_over_answers_with_what_it_has():
+def test_a_chunk_whose_time_is_over_answers_with_what_it_has(monkeypatch):
+    monkeypatch.setattr(run, "_LOOK_S", 0.0)
     assert read(answer([(note, 1), (note, 2), (note, 3)], budget_s=0.0)) == [1]
     assert RAN == [1]
     assert read(answer([(note, 1), (note, 2)], budget_s=60.0)) == [1, 2]
     assert read(answer([(note, 1), (note, 2)], budget_s=None)) == [1, 2]
 
 
-def test_a_chunk_that_is_given_up_stops_after_the_call_that_runs():
+def test_a_chunk_that_is_given_up_stops_after_the_call_that_runs(monkeypatch):
+    monkeypatch.setattr(run, "_LOOK_S", 0.0)
     place = here()
     place.cancelled = lambda: len(RAN) == 2
     assert read(answer([(note, i) for i in range(5)], place)) == [0, 1]

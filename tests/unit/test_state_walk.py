@@ -274,7 +274,7 @@ ANY_LIMITS = st.builds(
     streamed=st.booleans(),
     ordered=st.booleans(),
     retries=st.sampled_from([0, 0, 2]),
-    follows_slots=st.just(True),
+    ahead_per_slot=st.sampled_from([None, 1.0, 2.0]),
     no_workers_timeout_s=st.just(1e9),
 )
 #: In a walk each is as likely as it stands here.

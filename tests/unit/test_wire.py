@@ -113,7 +113,8 @@ def test_what_really_passes_names_none_of_our_modules():
     outcome = run_here(packed, here())
     assert named_in(packed.request) == set()
     assert named_in(outcome[0]) == set()
-    for inner in [request(packed).spec, *request(packed).functions, *(item[2] for item in request(packed).items)]:
+    functions = [data for data, *_ in request(packed).functions]
+    for inner in [request(packed).spec, *functions, *(item[2] for item in request(packed).items)]:
         assert not any("jobfleet" in name for name in named_in(inner)), named_in(inner)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import pickle
 import queue
 import threading
@@ -15,14 +16,15 @@ from typing import Any
 from .. import _wire as wire
 from .._compat import awaits_results, dispatch_more, fail_call
 from .._data.buffers import BlobTable
-from .._data.encode import EncodedTask, Encoder, unpicklable_part
+from .._data.encode import Call, EncodedCalls, Encoder, EncodingError, unpicklable_part
 from .._data.packing import pack
 from .._data.scatter import ScatteredObject
 from .._engine.base import Lost, Outcome, Session, Slots
 from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
-from .describe import Call, label, loss_error, not_readable, not_sendable, task_error
+from .._worker.interrupt import current
+from .describe import label, loss_error, not_readable, not_sendable, task_error, timeout_message
 from .output import OutputOrder
 from .state import (
     AskForMore,
@@ -39,6 +41,7 @@ from .state import (
     Send,
     SlotsChanged,
 )
+from .tasks import TaskTable
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ class Outputs:
 @dataclass(frozen=True, slots=True)
 class _Arrived:
     calls: list[Call]
-    encoded: list[EncodedTask]
+    encoded: EncodedCalls | None
     error: BaseException | None
     callback: Callable[[Outputs], None]
 
@@ -127,13 +130,13 @@ class ParallelCall:
         self._blobs = BlobTable(lambda blob: self._session.drop(blob.digest))
         self._encoder = Encoder(self._blobs, setup.scattered, setup.max_nbytes)
         self._state = CallState(setup.limits, setup.slots)
-        self._tasks: dict[int, tuple[Call, EncodedTask]] = {}
+        self._tasks = TaskTable(self._encoder)
         self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
-        self._sent: dict[int, tuple[int, ...]] = {}
+        self._n_to_ask_for = 0
+        self._sent: dict[int, tuple[range, int]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._n_submitted = 0
-        self._n_arrived = 0
         self._ended = False
         self._settled = threading.Event()
         # Its `put` is safe to call from a finalizer, unlike that of a queue with a lock.
@@ -155,15 +158,15 @@ class ParallelCall:
 
         The calls are pickled here, before the user's generator goes on and may change them.
         """
-        encoded: list[EncodedTask] = []
+        encoded: EncodedCalls | None = None
         error: BaseException | None = None
-        for i, call in enumerate(calls):
-            try:
-                encoded.append(self._encoder.encode(*call))
-            except Exception as reason:  # user code ran: it becomes the batch's outcome
-                error = not_sendable(reason, unpicklable_part(*call), self._n_submitted + i, call)
-                error.__cause__ = reason
-                break
+        try:
+            encoded = self._encoder.encode(calls)
+        except EncodingError as failure:
+            i, reason = failure.position, failure.__cause__
+            assert isinstance(reason, Exception)
+            error = not_sendable(reason, unpicklable_part(*calls[i]), self._n_submitted + i, calls[i])
+            error.__cause__ = reason
         self._n_submitted += len(calls)
         self._inbox.put(_Arrived(calls, encoded, error, callback))
 
@@ -172,6 +175,9 @@ class ParallelCall:
 
         joblib would ask a hundred times a second, and so lose some milliseconds of every call.
         """
+        region = current()
+        if region is not None:
+            region.on_request.add(self._settled.set)
         if awaits_results(self._setup.parallel):
             self._session.lend_thread()
         while awaits_results(self._setup.parallel) and not self._settled.wait(_IDLE_S):
@@ -182,6 +188,14 @@ class ParallelCall:
         self._ended = True
         self._session.close()
         self._inbox.put(None)
+
+    def explain_timeout(self, error: BaseException | None) -> None:
+        """Give joblib's `TimeoutError` its words, if `error` is one."""
+        timeout_s = self._setup.parallel.timeout
+        if not isinstance(error, multiprocessing.TimeoutError) or error.args or error.__cause__ or timeout_s is None:
+            return
+        n_done, first = self._tasks.progress()
+        error.args = (timeout_message(timeout_s, first, n_done),)
 
     def finish(self) -> None:
         """End the call; its thread too, unless it was aborted and may be held up by the user's code."""
@@ -210,10 +224,10 @@ class ParallelCall:
         self._session.settle()
 
     def _turn(self) -> None:
-        """Take what has come, act on it, and deliver at most one batch.
+        """Take what has come, act on it, and let joblib dispatch once at most.
 
-        A delivery pulls the user's generator, which may be slow: what it yields must be on its way before the
-        next delivery pulls again.
+        It then pulls the user's generator, which may be slow: what that yields must be on its way before it is
+        pulled again.
         """
         events = [event for message in self._messages() for event in self._events(message)]
         commands = self._state.handle_all(events, time.monotonic())
@@ -228,7 +242,13 @@ class ParallelCall:
         for command in commands:
             self._act(command)
         self._deliveries.extend(delivery for delivery in deliveries if delivery.error is None)
-        if self._deliveries and not self._ended:
+        if self._ended:
+            return
+        if self._n_to_ask_for:
+            self._n_to_ask_for -= 1
+            if not dispatch_more(self._setup.parallel):
+                self._n_to_ask_for = 0
+        elif self._deliveries:
             self._deliver(self._deliveries.popleft())
             if not awaits_results(self._setup.parallel):
                 self._settle()
@@ -240,12 +260,12 @@ class ParallelCall:
         """
         messages: list[Any] = []
         try:
-            if not self._deliveries:
+            if not self._deliveries and not self._n_to_ask_for:
                 messages.append(self._inbox.get(timeout=_IDLE_S))
             while len(messages) < _MAX_TOGETHER:
                 messages.append(self._inbox.get_nowait())
         except queue.Empty:
-            if not messages and not self._deliveries:
+            if not messages and not self._deliveries and not self._n_to_ask_for:
                 lost = self._session.lost()
                 if lost is not None:
                     messages += [_Finished(chunk, lost) for chunk in self._sent]
@@ -268,36 +288,28 @@ class ParallelCall:
             case Send():
                 self._send(command)
             case Forget():
-                for task in command.tasks:
-                    self._encoder.release(self._tasks.pop(task)[1])
+                self._tasks.forget(command.tasks)
             case AskForMore():
-                dispatch_more(self._setup.parallel, command.batches)
+                self._n_to_ask_for += command.batches
 
     def _arrived(self, message: _Arrived) -> BatchArrived:
         self._callbacks.append(message.callback)
-        start = self._n_arrived
-        self._n_arrived += len(message.calls)
-        if message.error is None:
-            pairs = zip(message.calls, message.encoded, strict=True)
-            self._tasks.update(enumerate(pairs, start))
-        else:
-            for task in message.encoded:
-                self._encoder.release(task)
+        self._tasks.add(message.calls, message.encoded)
         return BatchArrived(len(message.calls), message.error)
 
     def _send(self, command: Send) -> None:
-        pairs = [self._tasks[task] for task in command.tasks]
-        chunk = pack([encoded for _, encoded in pairs], self._setup.spec, self._setup.max_nbytes)
-        self._sent[command.chunk] = command.tasks
+        pieces = list(self._tasks.pieces(command.tasks))
+        chunk = pack([encoded for _, encoded in pieces], self._setup.spec, self._setup.max_nbytes)
+        self._sent[command.chunk] = command.tasks, chunk.nbytes
         inbox = self._inbox
         self._session.submit(
-            chunk, label([call for call, _ in pairs]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
+            chunk, label([calls for calls, _ in pieces]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
         )
 
     def _finished(self, chunk: int, outcome: Outcome) -> Event:
-        tasks = self._sent.pop(chunk)
+        tasks, sent_nbytes = self._sent.pop(chunk)
         if isinstance(outcome, Lost):
-            error = loss_error(outcome, tasks[0], self._tasks[tasks[0]][0])
+            error = loss_error(outcome, tasks.start, self._tasks.call(tasks.start))
             return ChunkLost(chunk, outcome.kind, error)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
@@ -305,11 +317,10 @@ class ParallelCall:
         self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
         if failure is not None:
             self._emit(self._output.take_all())
-        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, raised)
+        nbytes = sent_nbytes + sum(len(part) for part in outcome)
+        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)
 
-    def _results(
-        self, reply: Reply, buffers: list[Any], tasks: tuple[int, ...]
-    ) -> tuple[list[Any], BaseException | None, bool]:
+    def _results(self, reply: Reply, buffers: list[Any], tasks: range) -> tuple[list[Any], BaseException | None, bool]:
         """Unpickle the results; gives the first failure after them, and whether the user's function raised it."""
         results: list[Any] = []
         used = 0
@@ -322,14 +333,14 @@ class ParallelCall:
                 results.append(pickle.loads(data, buffers=[_writable(b) for b in buffers[used : used + n_buffers]]))
             except BaseException as reason:  # user code ran: whatever it is, it must not end this thread
                 task = tasks[len(results)]
-                return results, not_readable(reason, task, self._tasks[task][0], reply.worker), False
+                return results, not_readable(reason, task, self._tasks.call(task), reply.worker), False
             used += n_buffers
         if reply.failure is None:
             return results, None, False
         task = tasks[len(results)]
         failure = TaskFailure(*reply.failure)
         raised = failure.kind == wire.RAISED or failure.part.startswith("exception")
-        return results, task_error(failure, task, self._tasks[task][0], reply.worker), raised
+        return results, task_error(failure, task, self._tasks.call(task), reply.worker), raised
 
     def _emit(self, shown: list[Any]) -> None:
         """Print and warn what tasks did; a warning that the caller's filters make an error ends the call."""

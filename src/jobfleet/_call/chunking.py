@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil, sqrt
+
 #: A chunk of this duration hides what it costs to send one (about 10 ms, over the whole system).
 TARGET_S = 0.2
 
@@ -14,7 +16,13 @@ BUDGET_S = 2 * TARGET_S
 MIN_WAITING_S = 0.02
 MAX_WAITING_S = 1.0
 
-_MAX_GROWTH = 8
+#: Towards the end of the queue chunks get smaller, so that all slots end together, but not smaller than this.
+MIN_SHARE_S = 0.02
+
+#: A chunk carries no more than this, however short its tasks: it passes through the client and the scheduler whole.
+MAX_CHUNK_NBYTES = 8 * 2**20
+
+_MAX_GROWTH = 16
 _MAX_SIZE = 10_000
 _MIN_TASK_S = 1e-6
 
@@ -28,20 +36,43 @@ class ChunkSizer:
 
     size: int
     mean_s: float | None
-    """Mean duration of a task, recent chunks counting more; None before any has run."""
+    """Duration of a task, recent chunks counting more; None before any has run."""
+    mean_nbytes: float
+    """What a task makes travel, likewise."""
 
     def __init__(self) -> None:
         self.size = 1
         self.mean_s = None
+        self.mean_nbytes = 0.0
 
-    def observe(self, n_tasks: int, seconds: float) -> None:
+    def observe(self, n_tasks: int, seconds: float, nbytes: int = 0) -> None:
         """Take note of a chunk that ran."""
         if not n_tasks:
             return
         mean_s = max(seconds / n_tasks, _MIN_TASK_S)
-        self.mean_s = mean_s if self.mean_s is None else (self.mean_s + mean_s) / 2
+        if self.mean_s is None:
+            self.mean_s = mean_s
+        elif mean_s > self.mean_s:
+            self.mean_s = (self.mean_s + mean_s) / 2
+        else:
+            # The geometric mean follows a fall by a factor of a thousand in a few chunks.
+            self.mean_s = sqrt(self.mean_s * mean_s)
+        self.mean_nbytes = max(nbytes / n_tasks, self.mean_nbytes / 2)
         ideal = int(TARGET_S / self.mean_s)
+        if self.mean_nbytes:
+            ideal = min(ideal, int(MAX_CHUNK_NBYTES / self.mean_nbytes))
         self.size = max(1, min(ideal, self.size * _MAX_GROWTH, _MAX_SIZE))
+
+    def chunk_size(self, n_queued: int, n_slots: int) -> int:
+        """Give how many tasks the next chunk has, when so many wait for so many slots.
+
+        Half of what waits is shared out at a time (factoring: Flynn Hummel, Schonberg and Flynn, 1992), up to the
+        size that hides the cost of a chunk.
+        """
+        if self.mean_s is None:
+            return self.size
+        share = max(ceil(n_queued / (2 * n_slots)), ceil(MIN_SHARE_S / self.mean_s))
+        return min(self.size, share)
 
     def chunks_per_slot(self) -> int:
         """Give how many chunks a slot has: one runs, and one waits if chunks are known to be short."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import pickle
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 from .. import _wire as wire
+from .._data.encode import Call
 from .._engine.base import Lost, LostKind
 from .._wire import TaskFailure
 from ..errors import (
@@ -21,9 +23,6 @@ from ..errors import (
     TaskExitError,
     WorkerLostError,
 )
-
-#: One call as joblib hands it over: function, positional and keyword arguments.
-Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
@@ -49,13 +48,13 @@ def _repr(value: Any) -> str:
         return f"<{type(value).__name__}>"
 
 
-def label(calls: list[Call]) -> str:
+def label(pieces: Sequence[Sequence[Call]]) -> str:
     """Name a chunk for Dask's dashboard, as joblib's own backend does."""
-    functions = {id(function): function for function, _, _ in calls}
-    first = calls[0][0]
+    first = pieces[0][0][0]
     name = getattr(first, "__name__", None) or type(getattr(first, "func", first)).__name__
-    mixed = "mixed_" if len(functions) > 1 else ""
-    return f"{mixed}batch_of_{name.strip('<>')}_{len(calls)}_calls"
+    mixed = len({id(call[0]) for piece in pieces for call in piece}) > 1
+    n_calls = sum(map(len, pieces))
+    return f"{'mixed_' if mixed else ''}batch_of_{name.strip('<>')}_{n_calls}_calls"
 
 
 def not_sendable(error: BaseException, part: str, index: int, call: Call) -> SerializationError:
@@ -169,3 +168,15 @@ def loss_error(lost: Lost, index: int, call: Call) -> JobfleetError:
             )
     error.__cause__ = lost.error
     return error
+
+
+def timeout_message(timeout_s: float, pending: tuple[int, Call] | None, n_ended: int) -> str:
+    """Say what a call was waiting for when `timeout` was over; joblib's own error has no words."""
+    waited = f"no result came for {timeout_s:g} s, the timeout= of this Parallel call"
+    if pending is None:
+        return waited
+    index, call = pending
+    return (
+        f"{waited}. It was waiting for call {index}, {describe(call)}; {n_ended} calls had ended. What still ran was "
+        "interrupted. Is that call stuck, or does it take longer than its neighbours? Then raise timeout="
+    )

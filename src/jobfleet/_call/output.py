@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 #: What one task printed and warned, see `_sink.Event`.
@@ -28,14 +28,14 @@ class OutputOrder:
         """Stretches of tasks that have ended: first task, and the one after the last."""
         self._held: dict[int, Events] = {}
 
-    def take(self, ended: Sequence[int], events: Iterator[tuple[int, Events]]) -> list[Events]:
+    def take(self, ended: range, events: Iterator[tuple[int, Events]]) -> list[Events]:
         """Note that tasks have ended, and what they have printed; gives what may be shown now."""
         if not self._ordered:
             return [one for _, one in events]
         for task, one in events:
             self._held[task] = self._held.get(task, ()) + one
-        for first, end in _stretches(ended):
-            self._ended[first] = end
+        if ended:
+            self._ended[ended.start] = ended.stop
         while self._next in self._ended:
             self._next = self._ended.pop(self._next)
         return self._release(task for task in sorted(self._held) if task < self._next)
@@ -46,17 +46,3 @@ class OutputOrder:
 
     def _release(self, tasks: Any) -> list[Events]:
         return [self._held.pop(task) for task in list(tasks)]
-
-
-def _stretches(tasks: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Give the contiguous stretches of ascending numbers, each as first and last + 1."""
-    first: int | None = None
-    end = -1
-    for task in tasks:
-        if task != end:
-            if first is not None:
-                yield first, end
-            first = task
-        end = task + 1
-    if first is not None:
-        yield first, end

@@ -6,9 +6,11 @@ the dataclasses below; the driver does the asking and the telling.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from .._engine.base import LostKind
@@ -41,6 +43,8 @@ class ChunkReplied:
     """What the task after those raised; the rest did not run."""
     seconds: float
     nested: bool
+    nbytes: int = 0
+    """What went to the worker and came back, without what several chunks share."""
     raised: bool = True
     """`error` is what the user's function raised: `retries` are for that alone."""
 
@@ -76,14 +80,14 @@ class Send:
     """Send these tasks as one chunk."""
 
     chunk: int
-    tasks: tuple[int, ...]
+    tasks: range
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
     """These tasks will not be sent again."""
 
-    tasks: Sequence[int]
+    tasks: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Deliver:
 
     batch: int
     results: list[Any]
+    """Empty with an error."""
     error: BaseException | None
 
 
@@ -117,8 +122,8 @@ class CallLimits:
     """Results are taken while the call runs; look-ahead past what was taken is bounded."""
     ordered: bool
     retries: int
-    follows_slots: bool
-    """`pre_dispatch` depends on the number of slots."""
+    ahead_per_slot: float | None
+    """Batches that joblib dispatches ahead for each slot; None: `pre_dispatch` does not depend on the slots."""
     no_workers_timeout_s: float
     """How long the call goes on when no worker is left."""
 
@@ -128,13 +133,13 @@ class _Batch:
     start: int
     size: int
     missing: int
-    results: list[Any]
+    results: list[Any] = field(default_factory=list)
     error: BaseException | None = None
 
 
 @dataclass(slots=True)
 class _Chunk:
-    tasks: tuple[int, ...]
+    tasks: range
     losses: int = 0
 
 
@@ -142,7 +147,7 @@ class _Chunk:
 class _Queued:
     """A stretch of tasks that wait to be sent."""
 
-    tasks: deque[int]
+    tasks: range
     alone: bool = False
     """Each of them is a chunk."""
     losses: int = 0
@@ -162,7 +167,8 @@ class CallState:
 
     Notes
     -----
-    Not thread-safe: the driver's thread owns it.
+    Not thread-safe: the driver's thread owns it. Tasks are handled by the stretch, never one by one: a call may
+    have a million.
     """
 
     limits: CallLimits
@@ -170,8 +176,10 @@ class CallState:
     sizer: ChunkSizer = field(default_factory=ChunkSizer)
     _nested: bool = False
     _queue: deque[_Queued] = field(default_factory=deque)
+    _n_queued: int = 0
     _batches: list[_Batch | None] = field(default_factory=list)
-    _batch_of: dict[int, int] = field(default_factory=dict)
+    _starts: list[int] = field(default_factory=list)
+    """First task of each batch."""
     _n_tasks: int = 0
     _chunks: dict[int, _Chunk] = field(default_factory=dict)
     _next_chunk: int = 0
@@ -183,14 +191,16 @@ class CallState:
     _last_reply_s: float | None = None
     _stalled: bool = False
     """No chunk has come back for a while, though tasks wait."""
-    _most_concurrent: int = 0
-    """Tasks that joblib was made to dispatch for, so far."""
-
-    def __post_init__(self) -> None:
-        self._most_concurrent = self._concurrency(self.slots)
-
+    _first_concurrency: int = 0
+    _n_undelivered: int = 0
+    """Tasks of batches that were not delivered; batches if their size is the user's."""
+    _n_awaited: int = 0
+    """Batches that joblib should dispatch: one for each delivered, and those it was asked for."""
     _unconsumed: set[int] = field(default_factory=set)
     """Batches that were delivered and whose results were not all taken."""
+
+    def __post_init__(self) -> None:
+        self._first_concurrency = self._concurrency(self.slots)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take an event, give what must be done, see `handle_all`."""
@@ -217,11 +227,12 @@ class CallState:
                 case ChunkLost():
                     self._lost(event, commands)
                 case SlotsChanged():
-                    self._slots_changed(event, now_s, commands)
+                    self._slots_changed(event, now_s)
                 case BatchConsumed():
                     self._unconsumed.discard(event.batch)
         self._send(commands)
         self._deliver(commands)
+        self._ask_for_more(commands)
         return commands
 
     @property
@@ -234,18 +245,22 @@ class CallState:
     def _arrived(self, event: BatchArrived) -> None:
         start, number = self._n_tasks, len(self._batches)
         self._n_tasks += event.size
-        batch = _Batch(start, event.size, event.size, [None] * event.size)
+        self._n_undelivered += self._weight(event.size)
+        self._n_awaited = max(0, self._n_awaited - 1)
+        self._starts.append(start)
+        batch = _Batch(start, event.size, event.size)
         self._batches.append(batch)
         if event.error is not None:
             batch.error = event.error
             self._complete[number] = None
             return
         tasks = range(start, start + event.size)
-        self._batch_of.update(dict.fromkeys(tasks, number))
-        if self.limits.fixed_batches or not self._queue or self._queue[-1].alone or self._queue[-1].losses:
-            self._queue.append(_Queued(deque(tasks)))
+        self._n_queued += event.size
+        last = self._queue[-1] if self._queue else None
+        if last is None or self.limits.fixed_batches or last.alone or last.losses or last.tasks.stop != start:
+            self._queue.append(_Queued(tasks))
         else:
-            self._queue[-1].tasks.extend(tasks)
+            last.tasks = range(last.tasks.start, tasks.stop)
 
     def _replied(self, event: ChunkReplied, commands: list[Command]) -> None:
         chunk = self._chunks.pop(event.chunk, None)
@@ -253,23 +268,23 @@ class CallState:
             return  # a second reply: the first one counted
         self._nested |= event.nested
         n_done = len(event.results)
-        self.sizer.observe(n_done, event.seconds)
-        for task, result in zip(chunk.tasks, event.results, strict=False):
-            self._finish(task, result)
-        commands.append(Forget(chunk.tasks[:n_done]))
-        left = chunk.tasks[n_done:]
+        self.sizer.observe(n_done, event.seconds, event.nbytes)
+        done, left = chunk.tasks[:n_done], chunk.tasks[n_done:]
+        self._finish(done, event.results)
+        if done:
+            commands.append(Forget(done))
         if event.error is not None:
-            failed, left = left[0], left[1:]
+            failed, left = left[:1], left[1:]
             self._failed(failed, event, event.error, commands)
         self._requeue(left, commands)
 
-    def _failed(self, task: int, event: ChunkReplied, error: BaseException, commands: list[Command]) -> None:
-        tries = self._tries[task] = self._tries.get(task, 0) + 1
+    def _failed(self, task: range, event: ChunkReplied, error: BaseException, commands: list[Command]) -> None:
+        tries = self._tries[task.start] = self._tries.get(task.start, 0) + 1
         if event.raised and tries <= self.limits.retries:
-            self._requeue((task,), commands, alone=True)
+            self._requeue(task, commands, alone=True)
             return
-        commands.append(Forget((task,)))
-        self._fail_batch(self._batch_of.pop(task), error, commands)
+        commands.append(Forget(task))
+        self._fail_batch(self._batch_number(task.start), error, commands)
 
     def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
         chunk = self._chunks.pop(event.chunk, None)
@@ -281,10 +296,10 @@ class CallState:
             self._requeue(chunk.tasks, commands, decision.alone, 0 if decision.alone else losses)
         else:
             commands.append(Forget(chunk.tasks))
-            for number in dict.fromkeys(self._batch_of.pop(task) for task in chunk.tasks):
+            for number, _ in self._parts(chunk.tasks):
                 self._fail_batch(number, event.error, commands)
 
-    def _slots_changed(self, event: SlotsChanged, now_s: float, commands: list[Command]) -> None:
+    def _slots_changed(self, event: SlotsChanged, now_s: float) -> None:
         self.slots = event.total
         if event.total or not self.unfinished:
             self._empty_since_s = None
@@ -296,24 +311,37 @@ class CallState:
         if self._last_reply_s is None:
             self._last_reply_s = now_s
         self._stalled = now_s - self._last_reply_s >= _STALL_S
-        joined = self._concurrency(self.slots) - self._most_concurrent
-        if joined > 0:
-            self._most_concurrent += joined
-            if self.limits.follows_slots:
-                # joblib has worked out pre_dispatch for the slots at the start: 2 batches a slot.
-                commands.append(AskForMore(2 * joined))
 
     # Batches
 
-    def _finish(self, task: int, result: Any) -> None:
-        number = self._batch_of.pop(task)
-        batch = self._batches[number]
-        if batch is None or batch.error is not None:
-            return
-        batch.results[task - batch.start] = result
-        batch.missing -= 1
-        if not batch.missing:
-            self._complete[number] = None
+    def _batch_number(self, task: int) -> int:
+        return bisect_right(self._starts, task) - 1
+
+    def _parts(self, tasks: range) -> Iterator[tuple[int, range]]:
+        """Give the batches that tasks belong to, each with its part of them."""
+        number = self._batch_number(tasks.start)
+        start = tasks.start
+        while start < tasks.stop:
+            is_last = number + 1 == len(self._starts)
+            stop = tasks.stop if is_last else min(tasks.stop, self._starts[number + 1])
+            yield number, range(start, stop)
+            start, number = stop, number + 1
+
+    def _finish(self, tasks: range, results: Sequence[Any]) -> None:
+        for number, part in self._parts(tasks):
+            batch = self._batches[number]
+            if batch is None or batch.error is not None:
+                continue
+            first = part.start - tasks.start
+            if len(part) == batch.size:
+                batch.results = list(results[first : first + len(part)])
+            else:
+                batch.results = batch.results or [None] * batch.size
+                at = part.start - batch.start
+                batch.results[at : at + len(part)] = results[first : first + len(part)]
+            batch.missing -= len(part)
+            if not batch.missing:
+                self._complete[number] = None
 
     def _fail_batch(self, number: int, error: BaseException, commands: list[Command]) -> None:
         """Note a batch's first error; none of its tasks that wait will run."""
@@ -322,16 +350,21 @@ class CallState:
             return
         batch.error = error
         self._complete[number] = None
-        dropped = [task for queued in self._queue for task in queued.tasks if self._batch_of[task] == number]
-        if dropped:
-            for queued in self._queue:
-                queued.tasks = deque(task for task in queued.tasks if self._batch_of[task] != number)
-            self._queue = deque(queued for queued in self._queue if queued.tasks)
-            self._forget(dropped, commands)
+        kept: deque[_Queued] = deque()
+        for queued in self._queue:
+            before = queued.tasks[: max(0, batch.start - queued.tasks.start)]
+            dropped = queued.tasks[len(before) : max(0, batch.start + batch.size - queued.tasks.start)]
+            after = queued.tasks[len(before) + len(dropped) :]
+            if dropped:
+                self._n_queued -= len(dropped)
+                commands.append(Forget(dropped))
+            kept.extend(_Queued(part, queued.alone, queued.losses) for part in (before, after) if part)
+        self._queue = kept
 
     def _fail_all(self, error: BaseException) -> None:
         """End all that is unfinished with an error that belongs to no task."""
         self._queue.clear()
+        self._n_queued = 0
         self._chunks.clear()
         for number in range(self._first_undelivered, len(self._batches)):
             batch = self._batches[number]
@@ -339,13 +372,10 @@ class CallState:
                 batch.error = error
                 self._complete[number] = None
 
-    def _forget(self, tasks: Sequence[int], commands: list[Command]) -> None:
-        for task in tasks:
-            del self._batch_of[task]
-        commands.append(Forget(tuple(tasks)))
-
     def _deliver(self, commands: list[Command]) -> None:
         """Deliver what is complete, failures first, the earliest first; hold back results nobody takes."""
+        if not self._complete:
+            return
         failed = [n for n in sorted(self._complete) if self._error(n) is not None]
         for number in failed:
             commands.append(self._pop(number))
@@ -373,29 +403,49 @@ class CallState:
         assert batch is not None  # only complete batches get here, once
         if self.limits.streamed:
             self._unconsumed.add(number)
-        return self._delivery(number, batch, batch.error)
-
-    def _delivery(self, number: int, batch: _Batch, error: BaseException | None) -> Deliver:
-        self._complete.pop(number, None)
+        del self._complete[number]
         self._batches[number] = None
+        self._n_undelivered -= self._weight(batch.size)
+        self._n_awaited += 1
         while self._first_undelivered < len(self._batches) and self._batches[self._first_undelivered] is None:
             self._first_undelivered += 1
-        return Deliver(number, batch.results, error)
+        return Deliver(number, batch.results if batch.error is None else [], batch.error)
+
+    def _ask_for_more(self, commands: list[Command]) -> None:
+        """Keep as many tasks dispatched as `pre_dispatch` means, whatever the slots and the size of batches now are.
+
+        joblib works out `pre_dispatch` at the start, when batches have one task and before workers join, and then
+        dispatches one batch, which may be a small one, for each that is delivered.
+        """
+        ahead, concurrency = self.limits.ahead_per_slot, self._concurrency(self.slots)
+        knows_more = self.sizer.mean_s is not None or concurrency > self._first_concurrency
+        if ahead is None or not knows_more:
+            return
+        size = self._weight(self.sizer.size)
+        missing = int(ahead * concurrency) - self._n_awaited - ceil(self._n_undelivered / size)
+        if missing > 0:
+            self._n_awaited += missing
+            commands.append(AskForMore(missing))
+
+    def _weight(self, size: int) -> int:
+        """Give what a batch of this size counts of what is dispatched ahead."""
+        return 1 if self.limits.fixed_batches else size
 
     # Chunks
 
-    def _requeue(self, tasks: Sequence[int], commands: list[Command], alone: bool = False, losses: int = 0) -> None:
+    def _requeue(self, tasks: range, commands: list[Command], alone: bool = False, losses: int = 0) -> None:
         """Queue tasks again, before all others, but for those whose batch has failed."""
-        live = deque(task for task in tasks if self._is_live(task))
-        dead = [task for task in tasks if not self._is_live(task)]
-        if live:
-            self._queue.appendleft(_Queued(live, alone, losses))
-        if dead:
-            self._forget(dead, commands)
-
-    def _is_live(self, task: int) -> bool:
-        batch = self._batches[self._batch_of[task]]
-        return batch is not None and batch.error is None
+        live: list[range] = []
+        for number, part in self._parts(tasks):
+            batch = self._batches[number]
+            if batch is None or batch.error is not None:
+                commands.append(Forget(part))
+            elif live and live[-1].stop == part.start:
+                live[-1] = range(live[-1].start, part.stop)
+            else:
+                live.append(part)
+        self._n_queued += sum(map(len, live))
+        self._queue.extendleft(_Queued(part, alone, losses) for part in reversed(live))
 
     def _concurrency(self, slots: int) -> int:
         """Give how many tasks may run at once."""
@@ -421,20 +471,21 @@ class CallState:
 
     def _send(self, commands: list[Command]) -> None:
         while self._queue and len(self._chunks) < self._max_chunks():
-            tasks, losses = self._cut()
+            chunk = self._cut()
             number, self._next_chunk = self._next_chunk, self._next_chunk + 1
-            self._chunks[number] = _Chunk(tasks, losses)
-            commands.append(Send(number, tasks))
+            self._chunks[number] = chunk
+            commands.append(Send(number, chunk.tasks))
 
-    def _cut(self) -> tuple[tuple[int, ...], int]:
+    def _cut(self) -> _Chunk:
         head = self._queue[0]
         if head.alone:
             size = 1
         elif self.limits.fixed_batches:
             size = len(head.tasks)
         else:
-            size = min(self.sizer.size, len(head.tasks))
-        tasks = tuple(head.tasks.popleft() for _ in range(size))
+            size = self.sizer.chunk_size(self._n_queued, self._concurrency(self.slots))
+        tasks, head.tasks = head.tasks[:size], head.tasks[size:]
+        self._n_queued -= len(tasks)
         if not head.tasks:
             self._queue.popleft()
-        return tasks, head.losses
+        return _Chunk(tasks, head.losses)

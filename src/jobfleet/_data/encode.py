@@ -2,50 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import cloudpickle
 
-from .._pickling import MIN_SHARED_NBYTES, atomic, dump
+from .._pickling import MIN_SHARED_NBYTES, all_atomic, dump
 from .buffers import Blob, BlobTable
 from .functions import StatelessFunction, stateless
 from .scatter import ScatteredObject
+
+#: One call as joblib hands it over: function, positional and keyword arguments.
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+_FUNCTION, _ARGS, _KWARGS = map(itemgetter, range(3))
 
 #: How many functions are remembered; a generator of tasks may make a new one for each.
 _MAX_FUNCTIONS = 128
 
 
-class EncodedTask:
-    """Hold one call, ready to be put in a chunk.
+class EncodedFunction:
+    """Hold the function of several calls, pickled once.
 
-    Either `atoms` (arguments that cannot change, pickled when the chunk is cut) or
-    `data` (a pickle, with its large buffers and the scattered objects it refers to beside it).
+    Tasks share it on the worker if it has no state, else each loads its own from the pickle.
     """
 
-    __slots__ = ("atoms", "buffers", "data", "function", "scattered")
+    __slots__ = ("buffers", "data", "scattered", "shared")
 
-    function: bytes | None
-    """Pickle of a function that tasks may share; None: `data` holds the function too."""
-    atoms: tuple[tuple[Any, ...], dict[str, Any]] | None
-    data: bytes | None
+    data: bytes
+    buffers: tuple[tuple[Blob, bool], ...]
+    """Its large buffers, each with whether it was writable."""
+    scattered: tuple[ScatteredObject, ...]
+    shared: bool
+
+    def __init__(
+        self,
+        data: bytes,
+        buffers: tuple[tuple[Blob, bool], ...] = (),
+        scattered: tuple[ScatteredObject, ...] = (),
+        shared: bool = True,
+    ) -> None:
+        self.data = data
+        self.buffers = buffers
+        self.scattered = scattered
+        self.shared = shared
+
+
+class EncodedTask:
+    """Hold one call: a pickle, with its large buffers and the scattered objects it refers to beside it."""
+
+    __slots__ = ("buffers", "data", "function", "scattered")
+
+    function: EncodedFunction | None
+    """None: `data` holds the function too."""
+    data: bytes
     buffers: tuple[tuple[Blob, bool], ...]
     """Each with whether it was writable."""
     scattered: tuple[ScatteredObject, ...]
 
     def __init__(
         self,
-        function: bytes | None,
-        atoms: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
-        data: bytes | None = None,
+        function: EncodedFunction | None,
+        data: bytes,
         buffers: tuple[tuple[Blob, bool], ...] = (),
         scattered: tuple[ScatteredObject, ...] = (),
     ) -> None:
         self.function = function
-        self.atoms = atoms
         self.data = data
         self.buffers = buffers
         self.scattered = scattered
+
+
+class AtomCalls:
+    """Hold calls of one function whose arguments cannot change; they are pickled together when a chunk is cut."""
+
+    __slots__ = ("args", "function", "kwargs")
+
+    function: EncodedFunction
+    args: list[tuple[Any, ...]]
+    kwargs: list[dict[str, Any]] | None
+    """None: no call has any."""
+
+    def __init__(
+        self, function: EncodedFunction, args: list[tuple[Any, ...]], kwargs: list[dict[str, Any]] | None
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+    def __len__(self) -> int:
+        return len(self.args)
+
+    def __getitem__(self, part: slice) -> AtomCalls:
+        return AtomCalls(self.function, self.args[part], None if self.kwargs is None else self.kwargs[part])
+
+
+#: The calls of a batch, or a stretch of them.
+EncodedCalls = AtomCalls | list[EncodedTask]
+
+
+class EncodingError(Exception):
+    """Say which call of a batch could not be encoded; the cause says why."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
 
 
 class Encoder:
@@ -67,7 +130,7 @@ class Encoder:
     _blobs: BlobTable
     _min_nbytes: int
     _scattered: dict[int, ScatteredObject]
-    _functions: dict[int, tuple[StatelessFunction, bytes]]
+    _functions: dict[int, tuple[StatelessFunction, EncodedFunction]]
 
     def __init__(
         self, blobs: BlobTable, scattered: Iterable[ScatteredObject] = (), max_nbytes: int | None = None
@@ -77,35 +140,88 @@ class Encoder:
         self._scattered = {id(s.obj): s for s in scattered}
         self._functions = {}
 
-    def encode(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> EncodedTask:
-        """Encode one call; raises whatever pickling it raises."""
-        shared = self._shared_function(function)
-        if shared is not None and atomic(args) and (not kwargs or atomic(kwargs.values())):
-            # The dict is the caller's, who may use it again.
-            return EncodedTask(shared, atoms=(args, kwargs and dict(kwargs)))
-        value = (function, args, kwargs) if shared is None else (args, kwargs)
-        data, views, used = dump(value, self._scattered, self._min_nbytes)
-        buffers = tuple((self._blobs.acquire(view), not view.readonly) for view in views)
-        return EncodedTask(shared, data=data, buffers=buffers, scattered=tuple(used))
+    def encode(self, calls: Sequence[Call]) -> EncodedCalls:
+        """Encode the calls of a batch.
 
-    def release(self, task: EncodedTask) -> None:
-        """Say that `task` is done."""
-        for blob, _ in task.buffers:
+        joblib has read them all from the user's iterable before it hands them over: nothing of the user's runs
+        between one call and the next, so their function is looked at once.
+
+        Raises
+        ------
+        EncodingError
+            A call does not pickle.
+        """
+        alike = self._alike(calls)
+        if alike is not None:
+            return alike
+        tasks: list[EncodedTask] = []
+        for position, call in enumerate(calls):
+            try:
+                tasks.append(self._encode(*call))
+            except Exception as reason:  # user code ran
+                self.release(tasks)
+                raise EncodingError(position) from reason
+        return tasks
+
+    def release(self, calls: EncodedCalls) -> None:
+        """Say that these calls, a whole batch or one by one, are done."""
+        if isinstance(calls, AtomCalls):
+            self._release(calls.function.buffers)
+        else:
+            for task in calls:
+                self._release(task.buffers)
+
+    def _release(self, buffers: Iterable[tuple[Blob, bool]]) -> None:
+        for blob, _ in buffers:
             self._blobs.release(blob)
 
-    def _shared_function(self, function: Any) -> bytes | None:
-        """Give the pickle that all tasks with this function share, or None if it has state."""
+    def _alike(self, calls: Sequence[Call]) -> AtomCalls | None:
+        """Encode calls of one function with nothing but atoms for arguments; None if they are others.
+
+        Nothing here is done call by call in Python: there may be thousands.
+        """
+        function = calls[0][0]
+        args = list(map(_ARGS, calls))
+        kwargs = list(map(_KWARGS, calls))
+        if set(map(id, map(_FUNCTION, calls))) != {id(function)} or set(map(type, args)) != {tuple}:
+            return None
+        has_kwargs = any(kwargs)
+        if not all_atomic(chain.from_iterable(args)):
+            return None
+        if has_kwargs and not all_atomic(chain.from_iterable(each.values() for each in kwargs)):
+            return None
+        try:
+            encoded = self._stateless(function) or self._stateful(function)
+        except Exception as reason:  # user code ran
+            raise EncodingError(0) from reason
+        # The dicts are the caller's, who may use them again.
+        return AtomCalls(encoded, args, list(map(dict, kwargs)) if has_kwargs else None)
+
+    def _encode(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> EncodedTask:
+        shared = self._stateless(function)
+        value = (function, args, kwargs) if shared is None else (args, kwargs)
+        return EncodedTask(shared, *self._dump(value))
+
+    def _dump(self, value: Any) -> tuple[bytes, tuple[tuple[Blob, bool], ...], tuple[ScatteredObject, ...]]:
+        data, views, used = dump(value, self._scattered, self._min_nbytes)
+        return data, tuple((self._blobs.acquire(view), not view.readonly) for view in views), tuple(used)
+
+    def _stateless(self, function: Any) -> EncodedFunction | None:
+        """Give the function that tasks may share, or None if it has state."""
         known = self._functions.get(id(function))
         if known is not None and known[0].function is function and known[0].unchanged():
             return known[1]
         proof = stateless(function)
         if proof is None:
             return None
-        data: bytes = cloudpickle.dumps(function, protocol=5)
+        encoded = EncodedFunction(cloudpickle.dumps(function, protocol=5))
         if len(self._functions) >= _MAX_FUNCTIONS:
             self._functions.clear()
-        self._functions[id(function)] = (proof, data)
-        return data
+        self._functions[id(function)] = (proof, encoded)
+        return encoded
+
+    def _stateful(self, function: Any) -> EncodedFunction:
+        return EncodedFunction(*self._dump(function), shared=False)
 
 
 def unpicklable_part(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .._wire import MANY, ONE, Request
 from .buffers import Blob
-from .encode import EncodedTask
+from .encode import AtomCalls, EncodedCalls, EncodedFunction, EncodedTask
 from .scatter import ScatteredObject
 
 
@@ -24,74 +24,98 @@ class PackedChunk:
     inline: list[bytes]
     """...and those that travel with the chunk, which follow them."""
 
+    @property
+    def nbytes(self) -> int:
+        """Size of what travels with the chunk."""
+        return len(self.request) + sum(map(len, self.inline))
+
 
 class _Packer:
     """Give each buffer its position among the values of one chunk."""
 
-    def __init__(self, tasks: Sequence[EncodedTask], max_nbytes: int | None) -> None:
+    def __init__(self, holders: Iterable[EncodedTask | EncodedFunction], max_nbytes: int | None) -> None:
         self._max_nbytes = max_nbytes
-        wanted = [blob for task in tasks for blob, _ in task.buffers]
-        wanted += [blob for task in tasks for one in task.scattered for blob in one.blobs]
-        unique = {blob.digest: blob for blob in wanted}
+        unique: dict[bytes, Blob] = {}
+        for holder in holders:
+            unique.update((blob.digest, blob) for blob, _ in holder.buffers)
+            unique.update((blob.digest, blob) for one in holder.scattered for blob in one.blobs)
         self.placed = [b for b in unique.values() if self._is_placed(b)]
         self.inline = [b for b in unique.values() if not self._is_placed(b)]
         self._position = {b.digest: i for i, b in enumerate([*self.placed, *self.inline])}
 
-    def reference(self, blob: Blob, writable: bool) -> tuple[int, bool, bool]:
-        mapped = self._max_nbytes is not None and len(blob.data) >= self._max_nbytes
-        return self._position[blob.digest], mapped, writable
+    def references(self, buffers: Iterable[tuple[Blob, bool]]) -> tuple[tuple[int, bool, bool], ...]:
+        return tuple((self._position[b.digest], self._is_mapped(b), writable) for b, writable in buffers)
+
+    def scattered(self, one: ScatteredObject) -> tuple[str, tuple[tuple[int, bool, bool], ...]]:
+        return one.persistent_id, self.references([(one.head, False), *one.buffers])
+
+    def _is_mapped(self, blob: Blob) -> bool:
+        return self._max_nbytes is not None and len(blob.data) >= self._max_nbytes
 
     def _is_placed(self, blob: Blob) -> bool:
         """Decide whether a buffer is stored on workers: it is large, or several tasks want it."""
-        large = self._max_nbytes is not None and len(blob.data) >= self._max_nbytes
-        return large or blob.pinned or blob.sightings > 1
+        return self._is_mapped(blob) or blob.pinned or blob.sightings > 1
 
 
-def pack(tasks: Sequence[EncodedTask], spec: bytes, max_nbytes: int | None) -> PackedChunk:
+def pack(pieces: Sequence[EncodedCalls], spec: bytes, max_nbytes: int | None) -> PackedChunk:
     """Lay out a chunk.
 
     Parameters
     ----------
-    tasks
-        In order.
+    pieces
+        Its calls, in order.
     spec
         The `CallSpec` of their call.
     max_nbytes
         Buffers of at least this size are shared between tasks; None shares none.
     """
-    packer = _Packer(tasks, max_nbytes)
-    functions: dict[bytes, int] = {}
-    scattered: dict[str, ScatteredObject] = {}
-    items: list[tuple[Any, ...]] = []
-    run: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    run_function = -1
-
-    def close_run() -> None:
-        if run:
-            items.append((MANY, run_function, pickle.dumps(run, protocol=5)))
-            run.clear()
-
-    for task in tasks:
-        function = None if task.function is None else functions.setdefault(task.function, len(functions))
-        if task.atoms is not None and function is not None:
-            if function != run_function:
-                close_run()
-                run_function = function
-            run.append(task.atoms)
+    functions: dict[int, EncodedFunction] = {}
+    tasks: list[EncodedTask] = []
+    for piece in pieces:
+        if isinstance(piece, AtomCalls):
+            functions.setdefault(id(piece.function), piece.function)
         else:
-            close_run()
-            buffers = tuple(packer.reference(*buffer) for buffer in task.buffers)
-            items.append((ONE, function, task.data, buffers))
-            scattered.update((one.persistent_id, one) for one in task.scattered)
-    close_run()
+            functions.update((id(task.function), task.function) for task in piece if task.function is not None)
+            tasks += piece
+    positions = {function: position for position, function in enumerate(functions)}
+    holders: list[EncodedFunction | EncodedTask] = [*functions.values(), *tasks]
+    packer = _Packer(holders, max_nbytes)
 
+    items: list[tuple[Any, ...]] = []
+    for piece in _joined(pieces):
+        if isinstance(piece, AtomCalls):
+            data = pickle.dumps((piece.args, piece.kwargs), protocol=5)
+            items.append((MANY, positions[id(piece.function)], data))
+        else:
+            for task in piece:
+                function = None if task.function is None else positions[id(task.function)]
+                items.append((ONE, function, task.data, packer.references(task.buffers)))
+
+    scattered = {one.persistent_id: one for holder in holders for one in holder.scattered}
     request = Request(
         spec=spec,
-        functions=tuple(functions),
+        functions=tuple((f.data, packer.references(f.buffers), f.shared) for f in functions.values()),
         items=tuple(items),
-        scattered=tuple(
-            (name, (packer.reference(one.head, False), *(packer.reference(*b) for b in one.buffers)))
-            for name, one in scattered.items()
-        ),
+        scattered=tuple(map(packer.scattered, scattered.values())),
     )
     return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline])
+
+
+def _joined(pieces: Iterable[EncodedCalls]) -> Iterator[EncodedCalls]:
+    """Join neighbours that call the same function: the first batches of a call are small."""
+    last: EncodedCalls | None = None
+    for piece in pieces:
+        if (
+            isinstance(last, AtomCalls)
+            and isinstance(piece, AtomCalls)
+            and last.function is piece.function
+            and (last.kwargs is None) == (piece.kwargs is None)
+        ):
+            kwargs = None if last.kwargs is None else last.kwargs + (piece.kwargs or [])
+            last = AtomCalls(last.function, last.args + piece.args, kwargs)
+        else:
+            if last is not None:
+                yield last
+            last = piece
+    if last is not None:
+        yield last

@@ -20,6 +20,7 @@ from distributed.utils import thread_state
 from .._data.buffers import Blob
 from .._data.packing import PackedChunk
 from .._ship import NEED_CODE, bootstrap, package_code
+from .._worker.interrupt import current, uninterrupted
 from ..errors import NoWorkersError
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
@@ -82,14 +83,17 @@ class DaskEngine:
         if not hasattr(thread_state, "execution_state"):
             yield
             return
-        thread = threading.current_thread()
-        distributed.secede()
+        thread, region = threading.current_thread(), current()
+        with uninterrupted():
+            distributed.secede()
         try:
             yield
         finally:
-            # A generator may be finalized by another thread, which has no slot to take back.
-            if threading.current_thread() is thread:
-                distributed.rejoin()
+            # A generator may be finalized by another thread, which has no slot to take back. And a task that was
+            # given up gets none.
+            if threading.current_thread() is thread and (region is None or not region.requested):
+                with uninterrupted():
+                    distributed.rejoin()
 
 
 async def _slots(client: distributed.Client, options: Options) -> Slots:
@@ -237,7 +241,7 @@ class DaskSession:
     async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
         placed = await asyncio.gather(*(self._place(blob) for blob in chunk.placed))
         request, inline = chunk.request, chunk.inline
-        if len(request) + sum(map(len, inline)) > _MAX_GRAPH_NBYTES:
+        if chunk.nbytes > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
         with_code = self._client not in _equipped
         for _ in range(3):

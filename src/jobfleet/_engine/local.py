@@ -12,6 +12,7 @@ import numpy as np
 
 from .._data.packing import PackedChunk
 from .._wire import Request
+from .._worker.interrupt import Interruptible, insist
 from .._worker.run import run_chunk
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
@@ -64,14 +65,14 @@ class LocalEngine:
         """Do nothing: the slot is used for what is waited for."""
         yield
 
-    def _place(self, closed: Callable[[], bool]) -> TaskPlace:
+    def _place(self, closed: Callable[[], bool], region: Interruptible) -> TaskPlace:
         def cancelled() -> bool:
             return closed() or self._cancelled()
 
         def make_engine(depth: int) -> LocalEngine:
             return LocalEngine(self._nested_backend, depth, cancelled)
 
-        return TaskPlace(self._nested_backend, make_engine, "this process", cancelled)
+        return TaskPlace(self._nested_backend, make_engine, "this process", cancelled, region)
 
 
 _Job = tuple[PackedChunk, Callable[[Outcome], None]]
@@ -83,14 +84,16 @@ class LocalSession:
     Parameters
     ----------
     make_place
-        Given what tells whether the session is closed, makes the place where its chunks run.
+        Makes the place where a chunk runs, given what tells whether the session is closed, and what the chunk's
+        tasks run in.
     n_threads
         How many threads of its own run chunks; 0: the thread that calls `lend_thread` does.
     """
 
-    def __init__(self, make_place: Callable[[Callable[[], bool]], TaskPlace], n_threads: int) -> None:
+    def __init__(self, make_place: Callable[[Callable[[], bool], Interruptible], TaskPlace], n_threads: int) -> None:
         self._closed = False
-        self._place = make_place(lambda: self._closed)
+        self._make_place = make_place
+        self._regions: set[Interruptible] = set()
         self._n_threads = n_threads
         self._threads: list[threading.Thread] = []
         # What tasks print goes where the caller's output would.
@@ -115,7 +118,11 @@ class LocalSession:
     def _work(self) -> None:
         while not self._closed and (job := self._jobs.get()) is not None:
             chunk, done = job
-            done(run_here(chunk, self._place))
+            region = Interruptible()
+            self._regions.add(region)
+            outcome = run_here(chunk, self._make_place(lambda: self._closed, region))
+            self._regions.discard(region)
+            done(outcome)
 
     def settle(self) -> None:
         """Say that all results are there: a thread that was lent goes back."""
@@ -135,5 +142,13 @@ class LocalSession:
     def close(self) -> None:
         """End the use."""
         self._closed = True
+        for region in list(self._regions):
+            insist(region, _call_later, lambda: None)
         for _ in range(max(1, len(self._threads))):
             self._jobs.put(None)
+
+
+def _call_later(delay_s: float, function: Callable[[], object]) -> None:
+    timer = threading.Timer(delay_s, function)
+    timer.daemon = True
+    timer.start()

@@ -11,6 +11,7 @@ import joblib
 from .._compat import backend_for_tasks
 from .._sink import active_sink
 from .._wire import CallSpec, process_token
+from .._worker.interrupt import Interruptible
 from .base import Engine
 
 
@@ -34,6 +35,8 @@ class TaskPlace:
         Names the place in messages.
     cancelled
         Whether the client has given the chunk up.
+    region
+        What the chunk's tasks run in.
     """
 
     address: str
@@ -44,11 +47,18 @@ class TaskPlace:
         make_engine: Callable[[int], Engine],
         address: str,
         cancelled: Callable[[], bool],
+        region: Interruptible,
     ) -> None:
         self._nested_backend = nested_backend
         self._make_engine = make_engine
         self.address = address
         self.cancelled = cancelled
+        self._region = region
+
+    def run(self, function: Callable[[], None]) -> bool:
+        """Call what runs the chunk's tasks; gives whether it was not interrupted."""
+        self._region.run(function)
+        return not self._region.requested
 
     @contextlib.contextmanager
     def nested(self, spec: CallSpec) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:

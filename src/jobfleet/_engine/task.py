@@ -31,8 +31,8 @@ def dask_place(nested_backend: NestedBackend) -> Iterator[TaskPlace]:
             return LocalEngine(nested_backend, depth, cancelled)
         return DaskEngine(lambda options: _client(worker), depth, cancelled)
 
-    with slot_given_back(worker, key):
-        yield TaskPlace(nested_backend, make_engine, worker.address, cancelled)
+    with slot_given_back(worker, key) as region:
+        yield TaskPlace(nested_backend, make_engine, worker.address, cancelled, region)
 
 
 def _client(worker: distributed.Worker) -> distributed.Client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import pickle
 import threading
@@ -22,6 +23,11 @@ from .._wire import CallSpec, Reply, Request, TaskFailure
 from .capture import Capture
 from .threads import limited
 
+#: How often a chunk of short tasks looks whether it is to end.
+_LOOK_S = 0.001
+
+_NUMBERS = frozenset({float, int, bool, type(None)})
+
 
 class Place(Protocol):
     """What a chunk needs to know of where it runs."""
@@ -31,6 +37,9 @@ class Place(Protocol):
 
     def cancelled(self) -> bool:
         """Whether the client has given the chunk up."""
+
+    def run(self, function: Callable[[], None]) -> bool:
+        """Call what runs the chunk's tasks; gives whether it was not interrupted."""
 
     def nested(self, spec: CallSpec) -> AbstractContextManager[tuple[Callable[[], None], Callable[[], bool]]]:
         """Let `Parallel` calls of the tasks use the cluster.
@@ -82,31 +91,59 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
         limited(spec.inner_max_num_threads, place.default_threads(spec)),
         place.nested(spec) as (renew, was_used),
     ):
-        try:
-            if spec.initializer is not None:
-                _initialize(spec.initializer)
-            for function, args, kwargs in calls:
-                if place.cancelled():
-                    break
-                renew()
-                result = _call(function, args, kwargs)
-                # Large objects of a task must not live on while the next one is rebuilt.
-                del function, args, kwargs
-                if capture is not None:
-                    results.add_events(capture.take())
-                results.add(result)
-                del result
-                if _over(started, spec.budget_s):
-                    break
-        except _Failed as error:
-            failure = error.failure
-        if capture is not None:
-            results.add_events(capture.take())
+
+        def run_tasks() -> None:
+            nonlocal failure
+            try:
+                if spec.initializer is not None:
+                    _initialize(spec.initializer)
+                stops = _Stops(place.cancelled, spec.budget_s)
+                for function, args, kwargs in calls:
+                    if stops():
+                        break
+                    renew()
+                    try:
+                        result = function(*args, **kwargs)
+                    except BaseException as error:
+                        raise _raised(error) from None
+                    # Large objects of a task must not live on while the next one is rebuilt.
+                    del function, args, kwargs
+                    if capture is not None and (events := capture.take()):
+                        results.add_events(events)
+                    results.add(result)
+                    del result
+            except _Failed as error:
+                failure = error.failure
+
+        if not place.run(run_tasks):
+            failure = None  # nobody waits for it: what it says is of no use
+        if capture is not None and (events := capture.take()):
+            results.add_events(events)
     return results.reply(place.address, time.perf_counter() - started, failure, was_used())
 
 
-def _over(started: float, budget_s: float | None) -> bool:
-    return budget_s is not None and time.perf_counter() - started > budget_s
+class _Stops:
+    """Tell between two tasks whether the chunk ends: it has been given up, or its time is over.
+
+    The first task of a chunk is not held up by the time. Tasks that take microseconds are not asked after each.
+    """
+
+    __slots__ = ("_budget_s", "_cancelled", "_look_again", "_started")
+
+    def __init__(self, cancelled: Callable[[], bool], budget_s: float | None) -> None:
+        self._cancelled = cancelled
+        self._budget_s = math.inf if budget_s is None else budget_s
+        self._started: float | None = None
+        self._look_again = -math.inf
+
+    def __call__(self) -> bool:
+        now = time.perf_counter()
+        if now < self._look_again:
+            return False
+        self._look_again = now + _LOOK_S
+        if self._started is None:
+            self._started = now
+        return self._cancelled() or now - self._started > self._budget_s
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,14 +151,10 @@ def _spec(data: bytes) -> CallSpec:
     return CallSpec.from_bytes(data)
 
 
-def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except (SystemExit, GeneratorExit) as error:
-        # Must end neither the worker nor, raised there again, the client.
-        raise _Failed(_failure(wire.EXITED, error)) from None
-    except BaseException as error:  # the task's own fault: it belongs to the client
-        raise _Failed(_failure(wire.RAISED, error)) from None
+def _raised(error: BaseException) -> _Failed:
+    """Give the failure of a task that raised: its own fault, which belongs to the client."""
+    # SystemExit must end neither the worker nor, raised there again, the client.
+    return _Failed(_failure(wire.EXITED if isinstance(error, (SystemExit, GeneratorExit)) else wire.RAISED, error))
 
 
 def _failure(kind: int, error: BaseException, part: str = "") -> TaskFailure:
@@ -152,31 +185,43 @@ class _Calls:
     def __init__(self, request: Request, values: Sequence[Any]) -> None:
         self._request = request
         self._values = values
-        self._functions = [self._function(data) for data in request.functions]
+        self._shared = [self._load_shared(*function) for function in request.functions]
 
     def __iter__(self) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-        functions = self._functions
         for item in self._request.items:
             if item[0] == wire.MANY:
-                for args, kwargs in pickle.loads(item[2]):
-                    yield self._loaded(functions[item[1]]), args, kwargs
-                continue
-            _, function, data, buffers = item
-            part = "function or an argument" if function is None else "argument"
-            shared = None if function is None else self._loaded(functions[function])
-            value = self._load(data, buffers, part)
-            yield value if function is None else (shared, *value)
-            del value
+                yield from self._many(*item[1:])
+            else:
+                yield self._one(*item[1:])
 
-    def _function(self, data: bytes) -> Any:
+    def _many(self, function: int, data: bytes) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+        args, kwargs = pickle.loads(data)
+        all_kwargs = itertools.repeat({}) if kwargs is None else kwargs
+        if self._request.functions[function][2]:
+            return zip(itertools.repeat(self._function(function)), args, all_kwargs, strict=False)
+        return ((self._function(function), *call) for call in zip(args, all_kwargs, strict=False))
+
+    def _one(
+        self, function: int | None, data: bytes, buffers: Sequence[tuple[int, bool, bool]]
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        if function is None:
+            value: tuple[Any, tuple[Any, ...], dict[str, Any]]
+            value = self._load(data, buffers, "function or an argument")
+            return value
+        return (self._function(function), *self._load(data, buffers, "argument"))
+
+    def _load_shared(self, data: bytes, buffers: Sequence[tuple[int, bool, bool]], shared: bool) -> Any:
         """Load a function, or keep what went wrong for the first call that needs it."""
         try:
-            return self._load(data, (), "function")
+            return self._load(data, buffers, "function") if shared else None
         except _Failed as error:
             return error
 
-    @staticmethod
-    def _loaded(function: Any) -> Any:
+    def _function(self, position: int) -> Any:
+        data, buffers, shared = self._request.functions[position]
+        if not shared:
+            return self._load(data, buffers, "function")
+        function = self._shared[position]
         if isinstance(function, _Failed):
             raise function
         return function
@@ -231,7 +276,7 @@ class _Results:
         self._count = 0
 
     def add(self, result: Any) -> None:
-        if atomic((result,)):
+        if type(result) in _NUMBERS or atomic((result,)):
             self._atoms.append(result)
         else:
             self._close_atoms()
@@ -246,8 +291,7 @@ class _Results:
 
     def add_events(self, events: tuple[Any, ...]) -> None:
         """Add what a task printed and warned; called before its result is added."""
-        if events:
-            self._events.append((self._count, events))
+        self._events.append((self._count, events))
 
     def reply(self, worker: str, seconds: float, failure: TaskFailure | None, nested: bool) -> list[Any]:
         self._close_atoms()

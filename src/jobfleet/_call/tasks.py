@@ -1,0 +1,97 @@
+"""The calls of a `Parallel` call that are not done: what they are, and what is sent of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .._data.encode import AtomCalls, Call, EncodedCalls, Encoder
+
+
+@dataclass(slots=True)
+class _Held:
+    start: int
+    calls: list[Call]
+    encoded: EncodedCalls
+    n_left: int
+    first: int = 0
+    """The first that is not done."""
+    done: dict[int, int] = field(default_factory=dict)
+    """Stretches after that which are: first task, and the one after the last."""
+
+    def forget(self, part: slice) -> None:
+        self.n_left -= part.stop - part.start
+        self.done[part.start] = part.stop
+        while self.first in self.done:
+            self.first = self.done.pop(self.first)
+
+
+class TaskTable:
+    """Keep calls by their index in the call, batch by batch.
+
+    Parameters
+    ----------
+    encoder
+        Told when calls are done.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._n_tasks = 0
+        self._starts: list[int] = []
+        self._held: dict[int, _Held] = {}
+
+    def add(self, calls: list[Call], encoded: EncodedCalls | None) -> None:
+        """Take the next batch; without its encoded form only its indices are used up."""
+        if encoded is not None:
+            self._held[len(self._starts)] = _Held(self._n_tasks, calls, encoded, len(calls))
+        self._starts.append(self._n_tasks)
+        self._n_tasks += len(calls)
+
+    def call(self, task: int) -> Call:
+        """Give the call with this index."""
+        (calls, _), *_ = self.pieces(range(task, task + 1))
+        return calls[0]
+
+    def pieces(self, tasks: range) -> Iterator[tuple[list[Call], EncodedCalls]]:
+        """Give the calls and their encoded form, a piece for each batch they were in."""
+        for number, part in self._parts(tasks):
+            held = self._held[number]
+            yield held.calls[part], held.encoded[part]
+
+    def forget(self, tasks: range) -> None:
+        """Say that these are done."""
+        for number, part in self._parts(tasks):
+            held = self._held[number]
+            held.forget(part)
+            # What a single task needs goes with it; what all share, with the last of them.
+            if not isinstance(held.encoded, AtomCalls):
+                self._encoder.release(held.encoded[part])
+            elif not held.n_left:
+                self._encoder.release(held.encoded)
+            if not held.n_left:
+                del self._held[number]
+
+    def progress(self) -> tuple[int, tuple[int, Call] | None]:
+        """Give how many are done, and the first that is not; any thread may ask."""
+        held = list(self._held.values())
+        n_done = self._n_tasks - sum(each.n_left for each in held)
+        if not held:
+            return n_done, None
+        first = held[0]
+        return n_done, (first.start + first.first, first.calls[min(first.first, len(first.calls) - 1)])
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._held.clear()
+
+    def _parts(self, tasks: range) -> Iterator[tuple[int, slice]]:
+        """Give the batches that tasks belong to, each with their place in it."""
+        number = bisect_right(self._starts, tasks.start) - 1
+        start = tasks.start
+        while start < tasks.stop:
+            first = self._starts[number]
+            stop = min(tasks.stop, self._starts[number + 1]) if number + 1 < len(self._starts) else tasks.stop
+            yield number, slice(start - first, stop - first)
+            start, number = stop, number + 1

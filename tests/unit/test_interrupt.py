@@ -1,0 +1,236 @@
+"""Interruption of a thread arrives where it was meant for, and nowhere else."""
+
+import sys
+import threading
+import time
+
+import pytest
+
+from jobfleet._worker.interrupt import Interrupted, Interruptible, insist, uninterrupted
+
+WITHIN_S = 10
+
+
+@pytest.fixture
+def quick_switches():
+    """Have threads take turns as often as possible."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+class Subject:
+    """Runs a function in a thread of its own, in an `Interruptible`."""
+
+    def __init__(self, function):
+        self.started = threading.Event()
+        self.outcome = []
+        self.region = None
+        self.after = []
+        self._function = function
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        assert self.started.wait(WITHIN_S)
+
+    def _run(self):
+        self.region = Interruptible()
+        self.started.set()
+        try:
+            self.outcome.append(self.region.run(self._function))
+            self.after.append("went on")
+        except BaseException as error:  # the test looks at it
+            self.outcome.append(error)
+
+    def join(self):
+        self.thread.join(WITHIN_S)
+        assert not self.thread.is_alive()
+        return self.outcome[0]
+
+
+def spin(reached):
+    reached.set()
+    while True:
+        pass
+
+
+def interrupt_until_over(region):
+    give_up_at = time.monotonic() + WITHIN_S
+    while region.interrupt():
+        assert time.monotonic() < give_up_at
+
+
+def test_what_is_not_interrupted_gives_its_result():
+    region = Interruptible()
+    assert region.run(lambda: 7) == 7
+    assert not region.requested
+
+
+def test_a_loop_ends_and_the_thread_goes_on():
+    reached = threading.Event()
+    subject = Subject(lambda: spin(reached))
+    reached.wait(WITHIN_S)
+    interrupt_until_over(subject.region)
+    assert subject.join() is None
+    assert subject.after == ["went on"]
+
+
+def test_what_was_interrupted_before_it_began_does_not_begin():
+    region = Interruptible()
+    assert not region.interrupt()
+    assert region.run(lambda: 7) is None
+
+
+def test_an_interruption_that_the_task_catches_comes_again():
+    reached, caught = threading.Event(), []
+
+    def stubborn():
+        while len(caught) < 3:
+            try:
+                spin(reached)
+            except BaseException as error:
+                caught.append(type(error))
+        spin(reached)
+
+    subject = Subject(stubborn)
+    reached.wait(WITHIN_S)
+    interrupt_until_over(subject.region)
+    assert subject.join() is None
+    assert caught == [Interrupted] * 3
+
+
+def test_clean_up_of_the_task_is_left_in_peace():
+    reached, cleaning, go_on, cleaned = (threading.Event() for _ in range(4))
+
+    def task():
+        try:
+            spin(reached)
+        finally:
+            cleaning.set()
+            go_on.wait(WITHIN_S)
+            cleaned.set()
+
+    subject = Subject(task)
+    reached.wait(WITHIN_S)
+    assert subject.region.interrupt()
+    assert cleaning.wait(WITHIN_S)
+    for _ in range(100):
+        assert subject.region.interrupt()
+    go_on.set()
+    subject.join()
+    assert cleaned.is_set()
+
+
+def test_an_import_is_not_interrupted(tmp_path, monkeypatch):
+    importing, go_on = threading.Event(), threading.Event()
+    module = tmp_path / "imported_slowly.py"
+    module.write_text(
+        "import sys\nimporting, go_on = sys.slow_events\nimporting.set()\ngo_on.wait(20)\nspun = sum(range(9))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "slow_events", (importing, go_on), raising=False)
+    reached = threading.Event()
+
+    def task():
+        import imported_slowly
+
+        spin(reached) if imported_slowly.spun == 36 else None
+
+    subject = Subject(task)
+    assert importing.wait(WITHIN_S)
+    assert subject.region.interrupt()
+    go_on.set()
+    assert reached.wait(WITHIN_S)
+    interrupt_until_over(subject.region)
+    assert subject.join() is None
+    assert sys.modules.pop("imported_slowly").spun == 36
+
+
+def test_code_of_ours_is_finished_first():
+    reached, go_on, steps = threading.Event(), threading.Event(), []
+
+    def task():
+        with uninterrupted():
+            reached.set()
+            go_on.wait(WITHIN_S)
+            steps.append("ours")
+        steps.append("the user's")
+
+    subject = Subject(task)
+    reached.wait(WITHIN_S)
+    assert subject.region.interrupt()
+    go_on.set()
+    subject.join()
+    assert steps == ["ours"]
+
+
+def test_an_inner_call_is_interrupted_in_place_of_the_outer_one():
+    reached, inner = threading.Event(), []
+
+    def task():
+        inner.append(Interruptible())
+        inner.append(inner[0].run(lambda: spin(reached)))
+        inner.append("not reached")
+
+    subject = Subject(task)
+    reached.wait(WITHIN_S)
+    interrupt_until_over(subject.region)
+    assert subject.join() is None
+    assert len(inner) == 1
+    assert inner[0].requested
+
+
+def test_other_errors_pass():
+    region = Interruptible()
+    with pytest.raises(ZeroDivisionError):
+        region.run(lambda: 1 / 0)
+    assert region.run(lambda: 7) == 7
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_nothing_arrives_after_the_end():
+    """Thousands of short runs, hit at any moment: before, while and after they end."""
+    regions, escaped = [], []
+
+    def many_short_runs():
+        for i in range(4000):
+            region = Interruptible()
+            regions.append(region)
+            try:
+                region.run(lambda i=i: sum(range(i % 400)))
+                sum(range(100))
+            except Interrupted:
+                escaped.append(i)
+
+    thread = threading.Thread(target=many_short_runs, daemon=True)
+    thread.start()
+    hits = 0
+    while thread.is_alive():
+        if regions:
+            hits += regions[-1].interrupt()
+    thread.join(WITHIN_S)
+    assert escaped == []
+    assert hits
+
+
+def test_what_does_not_end_is_reported_once():
+    reached, go_on = threading.Event(), threading.Event()
+    reports, later = [], []
+
+    def in_native_code():
+        reached.set()
+        go_on.wait(WITHIN_S)
+
+    subject = Subject(in_native_code)
+    reached.wait(WITHIN_S)
+    clock = iter([0.0, 0.1, 0.2, 1.3, 2.4])
+    insist(
+        subject.region, lambda delay_s, again: later.append(again), lambda: reports.append(1), now=lambda: next(clock)
+    )
+    for expected in ([], [1], [1]):
+        later.pop()()
+        assert reports == expected
+    go_on.set()
+    subject.join()
+    assert later.pop()() is None
+    assert not later
