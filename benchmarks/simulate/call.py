@@ -34,7 +34,7 @@ LIMITS = CallLimits(
     streamed=False,
     ordered=True,
     retries=0,
-    follows_slots=True,
+    ahead_per_slot=2.0,
     no_workers_timeout_s=60.0,
 )
 
@@ -113,9 +113,9 @@ class _Call:
         self._state = CallState(LIMITS, slots)
         self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.size)
         self.cluster = Cluster(self._clock, slots, costs, BUDGET_S, self._reply)
-        self._tasks: dict[int, tuple[int, ...]] = {}
         self._inbox: deque[Event] = deque()
         self._deliveries: deque[Deliver] = deque()
+        self._to_ask_for = 0
         self._left = len(durations)
         self._free_s = 0.0
         """When the client has time again."""
@@ -157,13 +157,20 @@ class _Call:
         events = [self._inbox.popleft() for _ in range(min(MAX_TOGETHER, len(self._inbox)))]
         for command in self._state.handle_all(events, self._clock.now_s):
             self._act(command)
-        if self._deliveries:
+        if self._to_ask_for:
+            self._to_ask_for = self._to_ask_for - 1 if self._dispatch() else 0
+        elif self._deliveries:
             self._left -= len(self._deliveries.popleft().results)
-            size = self._joblib.next()
-            if size is not None:
-                self._arrive(size)
-        if self._inbox or self._deliveries:
+            self._dispatch()
+        if self._inbox or self._deliveries or self._to_ask_for:
             self._wake()
+
+    def _dispatch(self) -> bool:
+        """Have joblib dispatch a batch, if it has one."""
+        size = self._joblib.next()
+        if size is not None:
+            self._arrive(size)
+        return size is not None
 
     def _act(self, command: Any) -> None:
         match command:
@@ -174,7 +181,4 @@ class _Call:
             case Deliver():
                 self._deliveries.append(command)
             case AskForMore():
-                for _ in range(command.batches):
-                    size = self._joblib.next()
-                    if size is not None:
-                        self._arrive(size)
+                self._to_ask_for += command.batches
