@@ -2,7 +2,8 @@
 
 The tasks sleep, so many of them run at once on few processors and what CPU time is used is the client's, the
 scheduler's and the workers' own. Threads tell them apart: the client's are the caller's and the driver's; scheduler,
-workers and the client's communication share the event loop's.
+workers and the client's communication share the event loop's. What that uses when nothing is done (heartbeats and
+monitors of each worker) is taken off.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import click
 from distributed import Client, LocalCluster
 from joblib import Parallel, delayed, parallel_config
 
+from .columns import aligned
 from .dispatch import subjects  # noqa: F401  # registers the backends' names
 from .dispatch.workloads import check
 from .machine import facts
@@ -41,9 +43,11 @@ class Measured:
     client_us: float
     """CPU time for each task, in the caller's and the driver's thread."""
     loop_us: float
-    """The same in the event loop's thread."""
+    """The same in the event loop's thread, beyond what it uses when idle."""
     all_us: float
     """The same in all threads, the workers' included."""
+    idle_loop: float
+    """The part of a processor that the event loop uses when idle."""
 
     @property
     def used(self) -> float:
@@ -107,7 +111,14 @@ def in_process(workers: int) -> Iterator[Client]:
         yield client
 
 
-def measure(client: Client, backend: str, workers: int, sleep_s: float) -> Measured:
+def idle_loop(seconds: float = 2.0) -> float:
+    """Give the part of a processor that the event loop uses when nothing is done."""
+    with ThreadTimes() as threads:
+        time.sleep(seconds)
+    return threads.used("IO loop") / seconds
+
+
+def measure(client: Client, backend: str, workers: int, sleep_s: float, idle: float) -> Measured:
     """Run one call of sleeping tasks."""
     number = round(PER_SLOT_S / sleep_s) * workers
     with parallel_config(backend, client=client):
@@ -127,8 +138,9 @@ def measure(client: Client, backend: str, workers: int, sleep_s: float) -> Measu
         sleep_s=sleep_s,
         wall_s=wall_s,
         client_us=each * threads.used("MainThread", "jobfleet-driver"),
-        loop_us=each * threads.used("IO loop"),
-        all_us=each * (cpu_s - threads.used("benchmark-sampler")),
+        loop_us=each * (threads.used("IO loop") - idle * wall_s),
+        all_us=each * (cpu_s - threads.used("benchmark-sampler") - idle * wall_s),
+        idle_loop=idle,
     )
 
 
@@ -143,10 +155,11 @@ def main(workers: str, backends: str, sleep_ms: str, repeats: int, path: Path) -
     measured: list[Measured] = []
     for n_workers in map(int, workers.split(",")):
         with in_process(n_workers) as client:
+            idle = idle_loop()
             for _ in range(repeats):
                 for ms in sleep_ms.split(","):
                     for backend in backends.split(","):
-                        measured.append(measure(client, backend, n_workers, float(ms) / 1000))
+                        measured.append(measure(client, backend, n_workers, float(ms) / 1000, idle))
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(asdict(one)) for one in measured)
     path.write_text(f'{{"machine": {json.dumps(facts())},\n"measured": [\n{lines}\n]}}\n')
@@ -158,16 +171,14 @@ def table(measured: list[Measured]) -> str:
     groups: dict[tuple[float, str, int], list[Measured]] = {}
     for one in measured:
         groups.setdefault((one.sleep_s, one.backend, one.workers), []).append(one)
-    lines = ["tasks   backend   workers   used   CPU us a task: client   event loop   all"]
+    columns = ("used", "client_us", "loop_us", "all_us", "idle_loop")
+    rows = [["tasks", "backend", "workers", "used", "client us/task", "event loop us/task", "all us/task", "idle loop"]]
     for (sleep_s, backend, workers), group in sorted(groups.items()):
-        used, client, loop, everything = (
-            statistics.median(getattr(one, what) for one in group) for what in ("used", "client_us", "loop_us", "all_us")
-        )
-        lines.append(
-            f"{sleep_s * 1000:>3.0f} ms  {backend:<8}  {workers:>7}   {used:.2f}   {client:>21.0f}   "
-            f"{loop:>10.0f}   {everything:>5.0f}"
-        )
-    return "\n".join(lines)
+        medians = [statistics.median(getattr(one, column) for one in group) for column in columns]
+        used, *costs, idle = medians
+        row = [f"{sleep_s * 1000:.0f} ms", backend, str(workers), f"{used:.2f}", *(f"{cost:.0f}" for cost in costs)]
+        rows.append([*row, f"{idle:.2f}"])
+    return "\n".join(aligned(rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import click
 from ..machine import facts
 from .counts import Counter
 from .report import summary, table
-from .results import MACHINE, RowResult, Results, load, save
+from .results import MACHINE, RowResult, load, save
 from .rows import DASK, ROWS, Prepared, Row
 from .spinner import Spinners
 from .subjects import SUBJECTS, Cluster, cluster

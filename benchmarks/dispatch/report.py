@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..columns import aligned
 from .results import MACHINE, Results, RowResult
 from .rows import ROWS, Row
 from .subjects import SUBJECTS
@@ -33,7 +34,7 @@ def _times(rows: Iterable[Row], results: Results) -> str:
         for s in SUBJECTS
         if f"scale_{s}" in result.facts
     ]
-    return "\n".join(["Medians of wall time", "", *_aligned(lines), *notes])
+    return "\n".join(["Medians of wall time", "", *aligned(lines), *notes])
 
 
 def _expected(rows: Iterable[Row], results: Results) -> str:
@@ -45,7 +46,7 @@ def _expected(rows: Iterable[Row], results: Results) -> str:
             if expectation.stretch:
                 met += " (stretch)"
             lines.append([row.name, expectation.text, _number(value, 3), met])
-    return "\n".join(["What is expected of jobfleet", "", *_aligned(lines)])
+    return "\n".join(["What is expected of jobfleet", "", *aligned(lines)])
 
 
 def _counts(rows: Iterable[Row], results: Results) -> str:
@@ -60,7 +61,7 @@ def _counts(rows: Iterable[Row], results: Results) -> str:
             each = [f"{counts[f'{what}_per_chunk']:.1f}" for what in ("writes", "turns", "cpu_ms")]
             of_work = f"{cpu_s / work_s:.2f}" if cpu_s and work_s else ""
             lines.append([row.name, subject, f"{counts['chunks']:.0f}", *each, of_work])
-    return "\n".join(["Messages", "", *_aligned(lines)]) if len(lines) > 1 else ""
+    return "\n".join(["Messages", "", *aligned(lines)]) if len(lines) > 1 else ""
 
 
 def _seconds(value: float | None, mark: str) -> str:
@@ -71,14 +72,6 @@ def _seconds(value: float | None, mark: str) -> str:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _aligned(lines: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    laid_out = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    return [laid_out[0], "-" * len(laid_out[0]), *laid_out[1:]]
 
 
 def summary(result: RowResult) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from ..columns import aligned
 from .call import Simulated, simulate
 from .cluster import Costs
 
@@ -62,7 +63,7 @@ def cells(max_tasks: int, max_slots: int) -> Iterator[Cell]:
 @click.command()
 @click.option("--max-tasks", default=1_000_000, show_default=True)
 @click.option("--max-slots", default=10_000, show_default=True)
-@click.option("--below", default=0.95, show_default=True, help="Mark what uses less, though the work allows more.")
+@click.option("--below", default=0.95, show_default=True, help="Mark what uses less of what is possible.")
 @click.option("--processes", default=1, show_default=True)
 @click.option("--only-below", is_flag=True, help="Show only these.")
 @click.option("--json", "path", type=click.Path(path_type=Path), default=RESULTS / "simulate.json", show_default=True)
@@ -81,20 +82,21 @@ def main(max_tasks: int, max_slots: int, below: float, processes: int, only_belo
 
 def table(chosen: list[Cell], outcomes: list[Simulated], below: float, only_below: bool) -> str:
     """Lay out all cells; used and possible for each round trip."""
-    lines = ["slots    tasks     mean     durations    trip    used  possible   chunks  stolen     % used in each tenth of the time"]
+    titles = ["slots", "tasks", "mean", "durations", "trip", "used", "possible", "chunks", "stolen", ""]
+    rows = [[*titles, "% used in each tenth of the time"]]
     n_below = 0
     for cell, one in zip(chosen, outcomes, strict=True):
         is_below = one.used < below * min(1.0, one.possible)
         n_below += is_below
         if only_below and not is_below:
             continue
-        lines.append(
-            f"{cell.slots:<7}  {cell.tasks:<8}  {cell.mean_s * 1000:>3.0f} ms   {cell.distribution:<11}  "
-            f"{cell.round_trip_s * 1000:>2.0f} ms  {one.used:.3f}  {one.possible:.3f}   {one.chunks:>7}  {one.stolen:>4}"
-            f"  {'<' if is_below else ' '}  {' '.join(f'{part * 100:.0f}' for part in one.course)}"
-        )
-    lines.append(f"{n_below} of {len(chosen)} use less than {below} though the work allows more")
-    return "\n".join(lines)
+        times = [f"{cell.mean_s * 1000:g} ms", cell.distribution, f"{cell.round_trip_s * 1000:g} ms"]
+        shares = [f"{one.used:.3f}", f"{one.possible:.3f}"]
+        numbers = [str(one.chunks), str(one.stolen), "<" if is_below else ""]
+        course = " ".join(f"{100 * part:.0f}" for part in one.course)
+        rows.append([str(cell.slots), str(cell.tasks), *times, *shares, *numbers, course])
+    verdict = f"{n_below} of {len(chosen)} use less than {below} of what is possible (marked <)"
+    return "\n".join([*aligned(rows), verdict])
 
 
 if __name__ == "__main__":
