@@ -33,9 +33,18 @@ RESULTS = Path(__file__).parents[1] / "results"
     help="Where the numbers are kept; rows that are there are replaced.",
 )
 @click.option("--add", is_flag=True, help="Add to the repeats that are there.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw a picture of what is kept; needs matplotlib.")
 @click.option("--show", is_flag=True, help="Measure nothing: print the table of what is kept.")
 def main(
-    rows: str, subjects: str, repeats: int, quick: bool, kind: str, path: Path | None, add: bool, show: bool
+    rows: str,
+    subjects: str,
+    repeats: int,
+    quick: bool,
+    kind: str,
+    path: Path | None,
+    add: bool,
+    picture: Path | None,
+    show: bool,
 ) -> None:
     """Compare jobfleet with joblib's built-in Dask backend, loky and threading."""
     if path is None:
@@ -57,12 +66,18 @@ def main(
                     _count(row.prepare(on.slots, quick), results[row.name], on, subjects.split(","))
             save(path, results)
     click.echo(table(results))
+    if picture is not None:
+        from .picture import draw  # matplotlib is there only in the dependency group "bench"
+
+        draw(results, picture)
 
 
 def _chosen(names: str) -> list[Row]:
     if names == "all":
         return list(ROWS)
-    chosen = [row for row in ROWS if any(row.name.startswith(name) for name in names.split(","))]
+    exact = {row.name for row in ROWS}.intersection(names.split(","))
+    beginnings = tuple(name for name in names.split(",") if name not in exact)
+    chosen = [row for row in ROWS if row.name in exact or (beginnings and row.name.startswith(beginnings))]
     if not chosen:
         raise click.BadParameter(f"there are: {', '.join(row.name for row in ROWS)}", param_hint="--rows")
     return chosen
