@@ -25,6 +25,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 @click.option("--subjects", default=",".join(SUBJECTS), show_default=True, help="Comma-separated.")
 @click.option("--repeats", default=5, show_default=True, help="How often each subject runs each row, in turns.")
 @click.option("--quick", is_flag=True, help="Everything small and once: to see that it runs.")
+@click.option(
+    "--wait-for-quiet", "quiet_s", default=0.0, help="Seconds that a run may wait for others to leave the CPUs."
+)
 @click.option("--cluster", "kind", type=click.Choice(["embedded", "local"]), default="embedded", show_default=True)
 @click.option(
     "--json",
@@ -40,6 +43,7 @@ def main(
     subjects: str,
     repeats: int,
     quick: bool,
+    quiet_s: float,
     kind: str,
     path: Path | None,
     add: bool,
@@ -56,14 +60,16 @@ def main(
             for row in chosen:
                 result = results.get(row.name) if add else None
                 result = result or RowResult()
-                _measure(row, result, on, spinners, subjects.split(","), 1 if quick else repeats, quick)
+                _measure(row, result, on, spinners, subjects.split(","), 1 if quick else repeats, quick, quiet_s)
                 results[row.name] = result
                 click.echo(f"{row.name}: {summary(result)}", err=True)
                 save(path, results)
             # Last: counting slows everything down that comes after.
-            for row in chosen:
-                if row.counted:
-                    _count(row.prepare(on.slots, quick), results[row.name], on, subjects.split(","))
+            counter = None
+            counted = [row for row in chosen if row.counted]
+            for row in counted:
+                counter = counter or Counter(on)
+                _count(counter, row.prepare(on.slots, quick), results[row.name], on, subjects.split(","))
             save(path, results)
     click.echo(table(results))
     if picture is not None:
@@ -84,7 +90,14 @@ def _chosen(names: str) -> list[Row]:
 
 
 def _measure(
-    row: Row, result: RowResult, on: Cluster, spinners: Spinners, subjects: list[str], repeats: int, quick: bool
+    row: Row,
+    result: RowResult,
+    on: Cluster,
+    spinners: Spinners,
+    subjects: list[str],
+    repeats: int,
+    quick: bool,
+    quiet_s: float,
 ) -> None:
     prepared = row.prepare(on.slots, quick)
     result.facts = prepared.facts | {f"scale_{subject}": scale for subject, scale in prepared.scales.items()}
@@ -95,17 +108,19 @@ def _measure(
             workload.warm()
     for _ in range(repeats):
         for subject, workload in workloads.items():
+            spinners.wait_until_quiet(quiet_s)
             with on.using(subject):
                 sample = workload.once()
-            sample["wall_s"] *= prepared.scales.get(subject, 1.0)
+            for what in ("wall_s", "cpu_s"):
+                if what in sample:
+                    sample[what] *= prepared.scales.get(subject, 1.0)
             result.samples.setdefault(subject, []).append(sample)
         if row.spins:
             wall_s = spinners.spin(prepared.facts["work_s"])
             result.samples.setdefault(MACHINE, []).append({"wall_s": wall_s})
 
 
-def _count(prepared: Prepared, result: RowResult, on: Cluster, subjects: list[str]) -> None:
-    counter = Counter(on)
+def _count(counter: Counter, prepared: Prepared, result: RowResult, on: Cluster, subjects: list[str]) -> None:
     for subject in DASK:
         if subject in subjects:
             with on.using(subject):

@@ -18,6 +18,9 @@ from ..machine import CpuClock
 from .subjects import Cluster
 from .workloads import Workload
 
+#: How long a cluster without work is watched: what it does then is taken off what is counted.
+IDLE_S = 3.0
+
 _counted: dict[str, int] = {}
 
 
@@ -56,11 +59,13 @@ class Counter:
         self._client.run(install)
         # What asking takes, and what goes on when nothing is done: heartbeats, ticks of the loops.
         self._of_asking = self._between(self._read(), self._read())
-        before, started = self._read(), time.perf_counter()
-        time.sleep(2.0)
+        clock = CpuClock()
+        before, cpu, started = self._read(), clock.read(), time.perf_counter()
+        time.sleep(IDLE_S)
+        wall_s, cpu_s = time.perf_counter() - started, clock.between(cpu, clock.read())
         idle = self._between(before, self._read())
-        self._idle_s = time.perf_counter() - started
-        self._idle = {name: (idle[name] - self._of_asking[name]) / self._idle_s for name in idle}
+        self._idle = {name: (idle[name] - self._of_asking[name]) / wall_s for name in idle}
+        self._idle_cpu = cpu_s / wall_s
 
     def count(self, workload: Workload, work_s: float) -> dict[str, float]:
         """Run once with the backend of the block."""
@@ -72,11 +77,13 @@ class Counter:
         counted = {name: counted[name] - self._of_asking[name] - self._idle[name] * wall_s for name in counted}
         chunks = max(1.0, round(counted.pop("chunks")))
         per_chunk = {f"{name}_per_chunk": value / chunks for name, value in counted.items()}
-        return {"chunks": chunks, "cpu_ms_per_chunk": 1000 * (cpu_s - work_s) / chunks, "cpu_s": cpu_s, **per_chunk}
-
-    def idle(self) -> dict[str, float]:
-        """Give what happens in a second when nothing is done."""
-        return dict(self._idle)
+        cpu_ms = 1000 * (cpu_s - work_s - self._idle_cpu * wall_s)
+        return {
+            "chunks": chunks,
+            "cpu_ms_per_chunk": cpu_ms / chunks,
+            "idle_cpu": self._idle_cpu,
+            **per_chunk,
+        }
 
     def _read(self) -> dict[str, float]:
         everywhere = [read(), *self._client.run(read).values()]

@@ -50,7 +50,9 @@ def _expected(rows: Iterable[Row], results: Results) -> str:
 
 
 def _counts(rows: Iterable[Row], results: Results) -> str:
-    lines = [["row", "subject", "chunks", "comm writes a chunk", "loop turns", "CPU ms", "CPU, whole system / work"]]
+    lines = [
+        ["row", "subject", "chunks", "comm writes a chunk", "loop turns", "CPU ms", "whole CPU / work", "idle CPU ms/s"]
+    ]
     for row in rows:
         result = results[row.name]
         for subject in SUBJECTS:
@@ -59,8 +61,9 @@ def _counts(rows: Iterable[Row], results: Results) -> str:
             if counts is None:
                 continue
             each = [f"{counts[f'{what}_per_chunk']:.1f}" for what in ("writes", "turns", "cpu_ms")]
+            idle = f"{1000 * counts['idle_cpu']:.0f}"
             of_work = f"{cpu_s / work_s:.2f}" if cpu_s and work_s else ""
-            lines.append([row.name, subject, f"{counts['chunks']:.0f}", *each, of_work])
+            lines.append([row.name, subject, f"{counts['chunks']:.0f}", *each, of_work, idle])
     return "\n".join(["Messages", "", *aligned(lines)]) if len(lines) > 1 else ""
 
 

@@ -9,6 +9,10 @@ from types import TracebackType
 
 from .tasks import busy
 
+#: The machine is quiet when a probe of this length gets this part of the processors.
+PROBE_S = 0.1
+QUIET = 0.95
+
 
 class Spinners:
     """Some processes that burn CPU time when told to."""
@@ -44,6 +48,13 @@ class Spinners:
             assert process.stdout is not None
             process.stdout.readline()
         return time.perf_counter() - started
+
+    def wait_until_quiet(self, timeout_s: float) -> None:
+        """Wait until these processes get nearly all of the CPU time they ask for."""
+        end = time.perf_counter() + timeout_s
+        work_s = PROBE_S * len(self._processes)
+        while time.perf_counter() < end and PROBE_S / self.spin(work_s) < QUIET:
+            time.sleep(PROBE_S)
 
 
 def main() -> None:

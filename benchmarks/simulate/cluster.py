@@ -53,6 +53,10 @@ class Costs:
     """And for each task: joblib, pickling, the result."""
 
 
+#: Where client, scheduler and workers share the processors, what the former two do is time the tasks do not have.
+ONE_MACHINE = Costs(round_trip_s=0.01, chunk_s=0.005)
+
+
 @dataclass
 class Chunk:
     """Hold a chunk on its way."""
