@@ -3,10 +3,11 @@
 import math
 
 import pytest
+from joblib import parallel_config
+
 from benchmarks.dispatch.results import RowResult
 from benchmarks.dispatch.workloads import Calls, Stream, WrongResult
 from benchmarks.schedule import greedy
-from joblib import parallel_config
 
 pytestmark = pytest.mark.timeout(20)
 
