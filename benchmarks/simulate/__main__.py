@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,14 @@ DISTRIBUTIONS: dict[str, Callable[[int], np.ndarray]] = {
     "last 20x": lambda n: np.where(np.arange(n) < n - 1, 1.0, 20.0),
 }
 
+SLOTS = (10, 100, 1000, 10_000)
+TASKS = (1000, 10_000, 100_000, 1_000_000)
+MEANS_S = (0.001, 0.1)
+ROUND_TRIPS_S = (0.001, 0.01, 0.05)
+#: From so many tasks on the round trip makes little difference, and simulating them takes long.
+MANY_TASKS = 1_000_000
+COMMON_ROUND_TRIP_S = 0.01
+
 
 def _mean_one(values: np.ndarray) -> np.ndarray:
     return values / values.mean()
@@ -49,15 +58,13 @@ class Cell:
 
 def cells(max_tasks: int, max_slots: int) -> Iterator[Cell]:
     """Give what is simulated."""
-    for slots in (10, 100, 1000, 10_000):
-        for tasks in (1000, 10_000, 100_000, 1_000_000):
-            for mean_s in (0.001, 0.1):
-                # Less than a second of work for a slot shows how a call begins, whatever the policy.
-                if tasks > max_tasks or slots > max_slots or tasks * mean_s < slots:
-                    continue
-                for distribution in DISTRIBUTIONS:
-                    for round_trip_s in (0.001, 0.01, 0.05):
-                        yield Cell(slots, tasks, mean_s, distribution, round_trip_s)
+    for slots, tasks, mean_s in itertools.product(SLOTS, TASKS, MEANS_S):
+        # Less than a second of work for a slot shows how a call begins, whatever the policy.
+        if tasks > max_tasks or slots > max_slots or tasks * mean_s < slots:
+            continue
+        trips_s = ROUND_TRIPS_S if tasks < MANY_TASKS else (COMMON_ROUND_TRIP_S,)
+        for distribution, round_trip_s in itertools.product(DISTRIBUTIONS, trips_s):
+            yield Cell(slots, tasks, mean_s, distribution, round_trip_s)
 
 
 @click.command()
