@@ -13,7 +13,8 @@ from distributed.comm import connect
 SHOW = """
 import json
 client = embedded_client()
-scheduler = client.run(lambda dask_worker: dask_worker.scheduler.address).popitem()[1]  # the client's own is of no socket
+# The client itself uses no socket.
+scheduler = client.run(lambda dask_worker: dask_worker.scheduler.address).popitem()[1]
 addresses = [scheduler, *client.scheduler_info()["workers"]]
 directories = list(client.run(lambda dask_worker: dask_worker.local_directory).values())
 print(json.dumps([addresses, directories]), flush=True)
