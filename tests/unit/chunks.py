@@ -6,7 +6,7 @@ import types
 
 from jobfleet import _wire as wire
 from jobfleet._backend import nested_backend
-from jobfleet._data.buffers import BlobTable
+from jobfleet._data.buffers import BlobTable, InProcess
 from jobfleet._data.encode import AtomCalls, Encoder
 from jobfleet._data.packing import pack
 from jobfleet._data.scatter import scattered_objects
@@ -28,7 +28,6 @@ def spec(**changes):
         "host_slots": 1,
         "initializer": None,
         "nested": (),
-        "budget_s": None,
     }
     return CallSpec(**{**values, **changes}).to_bytes()
 
@@ -67,7 +66,7 @@ class Client:
         self.max_nbytes = max_nbytes
         self.dropped = []
         self.blobs = BlobTable(self.dropped.append)
-        self.scattered = scattered_objects(tuple(scatter))
+        self.scattered = scattered_objects(tuple(scatter), InProcess())
         self.encoder = Encoder(self.blobs, self.scattered, max_nbytes)
 
     def encode(self, function, *args, **kwargs):
@@ -78,9 +77,9 @@ class Client:
     def release(self, task):
         self.encoder.release(task if isinstance(task, AtomCalls) else [task])
 
-    def pack(self, tasks, **spec_changes):
+    def pack(self, tasks, budget_s=None, **spec_changes):
         pieces = [task if isinstance(task, AtomCalls) else [task] for task in tasks]
-        return pack(pieces, spec(**spec_changes), self.max_nbytes)
+        return pack(pieces, spec(**spec_changes), self.max_nbytes, budget_s=budget_s)
 
     def run(self, tasks, **spec_changes):
         """Run tasks as one chunk; a failure raises `Failed`."""

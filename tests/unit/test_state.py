@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobfleet._call.chunking import MAX_WAITING_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import LEAST_BUDGET_S, MAX_WAITING_S, TARGET_S, ChunkSizer
 from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
     AskForMore,
@@ -42,7 +42,7 @@ def limits(**changes):
 class WholeChunks(ChunkSizer):
     """The policy without what it does at the end of a queue, which has tests of its own."""
 
-    def chunk_size(self, n_queued, n_slots):
+    def share(self, n_queued, is_all):
         return self.size
 
 
@@ -50,7 +50,7 @@ class Call:
     """A call whose chunks are answered by hand; the result of task t is ``10 * t``."""
 
     def __init__(self, slots=2, **changes):
-        self.state = CallState(limits(**changes), slots, WholeChunks())
+        self.state = CallState(limits(**changes), slots, sizer=WholeChunks(slots))
         self.now_s = 1000.0
         self.sent = {}
         self.delivered = []
@@ -462,7 +462,7 @@ def test_new_slots_are_fed_from_the_queue_and_joblib_is_asked_for_more():
     call = Call(slots=1, ahead_per_slot=2.0)
     call.arrive(1)
     call.arrive(1)
-    assert call.slots(3) == [Send(1, range(1, 2)), AskForMore(4)]
+    assert call.slots(3) == [Send(1, range(1, 2), budget_s=LEAST_BUDGET_S), AskForMore(4)]
 
 
 @pytest.mark.parametrize(
@@ -664,7 +664,7 @@ def test_the_batch_that_the_consumer_waits_for_is_not_held_back():
     for task in [1, 2, 3, 4]:
         call.reply([task])
     assert call.delivered == [1, 2, 3, 4], "the look-ahead is used up"
-    assert call.reply([5]) == [Send(6, range(6, 7))]
+    assert sent_tasks(call.reply([5])) == [(6,)]
     assert outcomes(call.reply([0])) == [(0, [0], None)]
     # Only what waits for it is let through, not what comes after.
     assert call.consume(0) == []

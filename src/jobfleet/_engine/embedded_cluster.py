@@ -218,7 +218,7 @@ class EmbeddedCluster:
             address = self._run(self._start_scheduler(security), START_DEADLINE_S)
             self._run(self._specify(address, security), START_DEADLINE_S)
             self.client = Client(
-                address,
+                self._scheduler_in_process(),
                 security=security,
                 loop=self._loop_runner.loop,
                 set_as_default=False,
@@ -262,9 +262,10 @@ class EmbeddedCluster:
 
     async def _start_scheduler(self, security: Security) -> str:
         scheduler = PrivateScheduler(
-            host="127.0.0.1",
-            port=0,
-            protocol="tls",
+            # Workers come by the first; the client lives in this process, on this very loop.
+            protocol=["tls", "inproc"],
+            host=["127.0.0.1", None],
+            port=[0, 0],
             security=security,
             local_directory=self._launch.directory.path,
             # In use only if a release of Dask no longer calls `start_http_server`.
@@ -283,6 +284,11 @@ class EmbeddedCluster:
         self._scheduler = scheduler
         await scheduler
         return str(scheduler.address)
+
+    def _scheduler_in_process(self) -> str:
+        assert self._scheduler is not None
+        addresses: list[str] = [listener.contact_address for listener in self._scheduler.listeners]
+        return next(address for address in addresses if address.startswith("inproc://"))
 
     async def _specify(self, address: str, security: Security) -> None:
         fields = ["require_encryption", "tls_ca_file"]

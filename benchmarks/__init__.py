@@ -1,0 +1,1 @@
+"""Measurements of jobfleet; see README.md beside this file."""
