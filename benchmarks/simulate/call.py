@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobfleet._call.chunking import BUDGET_S
+from jobfleet._call.chunking import budget_s
 from jobfleet._call.state import (
     AskForMore,
     BatchArrived,
@@ -27,6 +27,8 @@ from .joblib_side import Dispatcher
 #: How many messages the driver takes together, and how often it hears of the slots.
 MAX_TOGETHER = 64
 WATCH_INTERVAL_S = 1.0
+#: How long it has joblib dispatch before it sends what has come.
+ASK_S = 0.002
 
 LIMITS = CallLimits(
     n_jobs=-1,
@@ -34,7 +36,7 @@ LIMITS = CallLimits(
     streamed=False,
     ordered=True,
     retries=0,
-    ahead_per_slot=2.0,
+    ahead_per_slot=4.0,
     no_workers_timeout_s=60.0,
 )
 
@@ -112,7 +114,7 @@ class _Call:
         self._clock = Clock()
         self._state = CallState(LIMITS, slots)
         self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.size)
-        self.cluster = Cluster(self._clock, slots, costs, BUDGET_S, self._reply)
+        self.cluster = Cluster(self._clock, slots, costs, budget_s(slots), self._reply)
         self._inbox: deque[Event] = deque()
         self._deliveries: deque[Deliver] = deque()
         self._to_ask_for = 0
@@ -155,10 +157,13 @@ class _Call:
         """Do what a turn of the driver does."""
         self._awake = False
         events = [self._inbox.popleft() for _ in range(min(MAX_TOGETHER, len(self._inbox)))]
+        self._state.input_ended = self._joblib.ended
         for command in self._state.handle_all(events, self._clock.now_s):
             self._act(command)
         if self._to_ask_for:
-            self._to_ask_for = self._to_ask_for - 1 if self._dispatch() else 0
+            until_s = max(self._free_s, self._clock.now_s) + ASK_S
+            while self._to_ask_for and self._free_s < until_s:
+                self._to_ask_for = self._to_ask_for - 1 if self._dispatch() else 0
         elif self._deliveries:
             self._left -= len(self._deliveries.popleft().results)
             self._dispatch()

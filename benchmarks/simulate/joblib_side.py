@@ -20,6 +20,8 @@ class Dispatcher:
     """
 
     def __init__(self, n_tasks: int, n_jobs: int, batch_size: Callable[[], int]) -> None:
+        self.ended = False
+        """It has found the end of the iterable."""
         self._left = n_tasks
         self._n_jobs = n_jobs
         self._batch_size = batch_size
@@ -36,7 +38,9 @@ class Dispatcher:
 
     def next(self) -> int | None:
         """Give the size of the batch that a completed one makes room for, None at the end."""
-        return self._one(at_end=True)
+        size = self._one(at_end=True)
+        self.ended = size is None
+        return size
 
     def _one(self, at_end: bool) -> int | None:
         if not self._ready:

@@ -42,7 +42,7 @@ def limits(**changes):
 class WholeChunks(ChunkSizer):
     """The policy without what it does at the end of a queue, which has tests of its own."""
 
-    def chunk_size(self, n_queued, n_slots):
+    def share(self, n_queued, is_all):
         return self.size
 
 
@@ -50,7 +50,7 @@ class Call:
     """A call whose chunks are answered by hand; the result of task t is ``10 * t``."""
 
     def __init__(self, slots=2, **changes):
-        self.state = CallState(limits(**changes), slots, WholeChunks())
+        self.state = CallState(limits(**changes), slots, sizer=WholeChunks(slots))
         self.now_s = 1000.0
         self.sent = {}
         self.delivered = []

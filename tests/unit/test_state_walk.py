@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobfleet._call.chunking import BUDGET_S, MAX_WAITING_S
+from jobfleet._call.chunking import MAX_WAITING_S, budget_s
 from jobfleet._call.recovery import MAX_DATA_LOSSES
 from jobfleet._call.state import (
     AskForMore,
@@ -249,7 +249,7 @@ class Books:
             self.attempts[failed] = self.attempts.get(failed, 0) + 1
             if self.attempts[failed] > self.limits.retries:
                 self.give_up([failed], error)
-        seconds = n_done * [1e-4, 0.01, BUDGET_S, 2 * MAX_WAITING_S][each_s % 4]
+        seconds = n_done * [1e-4, 0.01, budget_s(2), 2 * MAX_WAITING_S][each_s % 4]
         results = [("result", task) for task in tasks[:n_done]]
         self.tell(ChunkReplied(number, results, error, seconds, nested))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _wire as wire
-from .._compat import awaits_results, dispatch_more, fail_call
+from .._compat import awaits_results, dispatch_more, fail_call, input_ended
 from .._data.buffers import BlobTable
 from .._data.encode import Call, EncodedCalls, Encoder, EncodingError, unpicklable_part
 from .._data.packing import pack
@@ -50,6 +50,9 @@ _IDLE_S = 5.0
 
 #: How many messages the driver takes before it acts.
 _MAX_TOGETHER = 64
+
+#: How long joblib may be made to dispatch before what has come of it is sent.
+_ASK_S = 0.002
 
 #: How long the end of a call waits for its thread.
 _JOIN_S = 5.0
@@ -224,12 +227,13 @@ class ParallelCall:
         self._session.settle()
 
     def _turn(self) -> None:
-        """Take what has come, act on it, and let joblib dispatch once at most.
+        """Take what has come, act on it, and let joblib dispatch for a moment, once if that takes long.
 
         It then pulls the user's generator, which may be slow: what that yields must be on its way before it is
         pulled again.
         """
         events = [event for message in self._messages() for event in self._events(message)]
+        self._state.input_ended = input_ended(self._setup.parallel)
         commands = self._state.handle_all(events, time.monotonic())
         deliveries = [command for command in commands if isinstance(command, Deliver)]
         # A failure ends joblib's call: nothing may start after it.
@@ -245,13 +249,22 @@ class ParallelCall:
         if self._ended:
             return
         if self._n_to_ask_for:
-            self._n_to_ask_for -= 1
-            if not dispatch_more(self._setup.parallel):
-                self._n_to_ask_for = 0
+            self._ask_for_more()
         elif self._deliveries:
             self._deliver(self._deliveries.popleft())
             if not awaits_results(self._setup.parallel):
                 self._settle()
+
+    def _ask_for_more(self) -> None:
+        """Have joblib dispatch, for a moment if batches come fast: chunks should not be cut from a single small one."""
+        until = time.monotonic() + _ASK_S
+        while self._n_to_ask_for and not self._ended:
+            self._n_to_ask_for -= 1
+            dispatch_more(self._setup.parallel)
+            if input_ended(self._setup.parallel):
+                self._n_to_ask_for = 0
+            if time.monotonic() > until:
+                break
 
     def _messages(self) -> list[Any]:
         """Take the messages that are there; of failures among them the earliest task's counts.

@@ -123,7 +123,7 @@ class CallLimits:
     ordered: bool
     retries: int
     ahead_per_slot: float | None
-    """Batches that joblib dispatches ahead for each slot; None: `pre_dispatch` does not depend on the slots."""
+    """Batches to be dispatched ahead for each slot; None: as many as the user's `pre_dispatch` says."""
     no_workers_timeout_s: float
     """How long the call goes on when no worker is left."""
 
@@ -173,7 +173,9 @@ class CallState:
 
     limits: CallLimits
     slots: int
-    sizer: ChunkSizer = field(default_factory=ChunkSizer)
+    input_ended: bool = False
+    """joblib has no more to dispatch, as far as is known."""
+    sizer: ChunkSizer = field(default_factory=lambda: ChunkSizer(1))
     _nested: bool = False
     _queue: deque[_Queued] = field(default_factory=deque)
     _n_queued: int = 0
@@ -200,7 +202,7 @@ class CallState:
     """Batches that were delivered and whose results were not all taken."""
 
     def __post_init__(self) -> None:
-        self._first_concurrency = self._concurrency(self.slots)
+        self._first_concurrency = self.sizer.n_slots = self._concurrency(self.slots)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take an event, give what must be done, see `handle_all`."""
@@ -301,6 +303,7 @@ class CallState:
 
     def _slots_changed(self, event: SlotsChanged, now_s: float) -> None:
         self.slots = event.total
+        self.sizer.n_slots = self._concurrency(self.slots)
         if event.total or not self.unfinished:
             self._empty_since_s = None
         elif self._empty_since_s is None:
@@ -419,7 +422,7 @@ class CallState:
         """
         ahead, concurrency = self.limits.ahead_per_slot, self._concurrency(self.slots)
         knows_more = self.sizer.mean_s is not None or concurrency > self._first_concurrency
-        if ahead is None or not knows_more:
+        if ahead is None or not knows_more or self.input_ended:
             return
         size = self._weight(self.sizer.size)
         missing = int(ahead * concurrency) - self._n_awaited - ceil(self._n_undelivered / size)
@@ -483,7 +486,7 @@ class CallState:
         elif self.limits.fixed_batches:
             size = len(head.tasks)
         else:
-            size = self.sizer.chunk_size(self._n_queued, self._concurrency(self.slots))
+            size = self.sizer.share(self._n_queued, self.input_ended)
         tasks, head.tasks = head.tasks[:size], head.tasks[size:]
         self._n_queued -= len(tasks)
         if not head.tasks:
