@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobfleet._call.chunking import budget_s
 from jobfleet._call.state import (
     AskForMore,
     BatchArrived,
@@ -114,7 +113,7 @@ class _Call:
         self._clock = Clock()
         self._state = CallState(LIMITS, slots)
         self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.size)
-        self.cluster = Cluster(self._clock, slots, costs, budget_s(slots), self._reply)
+        self.cluster = Cluster(self._clock, slots, costs, self._reply)
         self._inbox: deque[Event] = deque()
         self._deliveries: deque[Deliver] = deque()
         self._to_ask_for = 0
@@ -182,7 +181,7 @@ class _Call:
             case Send():
                 self._spend(self._costs.client_chunk_s)
                 durations = [self._durations[task] for task in command.tasks]
-                self._clock.at(self._free_s, self.cluster.send, command.chunk, durations)
+                self._clock.at(self._free_s, self.cluster.send, command.chunk, durations, command.budget_s)
             case Deliver():
                 self._deliveries.append(command)
             case AskForMore():

@@ -63,6 +63,7 @@ class Chunk:
 
     number: int
     durations: Sequence[float]
+    budget_s: float
     started_s: float | None = None
 
 
@@ -87,8 +88,6 @@ class Cluster:
         How many chunks run at once.
     costs
         What things take.
-    budget_s
-        A chunk that has run this long answers with what it has.
     done
         Called, when the client hears of it, with the chunk's number, the number of its tasks that ran, and their time.
     """
@@ -98,12 +97,10 @@ class Cluster:
         clock: Clock,
         slots: int,
         costs: Costs,
-        budget_s: float,
         done: Callable[[int, int, float], None],
     ) -> None:
         self._clock = clock
         self._costs = costs
-        self._budget_s = budget_s
         self._done = done
         self._slots = [Slot() for _ in range(slots)]
         # Entries are outdated when the number of chunks has changed.
@@ -115,11 +112,11 @@ class Cluster:
         self.stolen = 0
         clock.at(STEAL_INTERVAL_S, self._steal)
 
-    def send(self, number: int, durations: Sequence[float]) -> None:
-        """Take a chunk from the client."""
+    def send(self, number: int, durations: Sequence[float], budget_s: float) -> None:
+        """Take a chunk from the client; one that has run for `budget_s` answers with what it has."""
         arrived_s = max(self._clock.now_s + self._costs.round_trip_s / 4, self._scheduler_free_s)
         self._scheduler_free_s = arrived_s + self._costs.scheduler_s
-        self._clock.at(self._scheduler_free_s, self._place, Chunk(number, durations))
+        self._clock.at(self._scheduler_free_s, self._place, Chunk(number, durations, budget_s))
 
     def _place(self, chunk: Chunk) -> None:
         while True:
@@ -150,7 +147,7 @@ class Cluster:
         for duration_s in chunk.durations:
             took_s += duration_s
             n_done += 1
-            if took_s > self._budget_s:
+            if took_s > chunk.budget_s:
                 break
         self.ran.append((self._clock.now_s, took_s))
         self._clock.at(self._clock.now_s + self._costs.chunk_s + took_s, self._end, index, n_done, took_s)

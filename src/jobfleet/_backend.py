@@ -13,7 +13,6 @@ import dask.config
 from joblib.disk import memstr_to_bytes
 
 from ._call.call import CallSetup, Outputs, ParallelCall
-from ._call.chunking import budget_s
 from ._call.state import CallLimits
 from ._compat import (
     FallbackToBackend,
@@ -173,7 +172,6 @@ class JobfleetBackend(ParallelBackendBase):
             host_slots=self._slots.per_host,
             initializer=_pickled_initializer(options),
             nested=options.inherited(),
-            budget_s=None if fixed_batches else budget_s(self._slots.total),
         )
         limits = CallLimits(
             n_jobs=self.parallel.n_jobs,
@@ -183,6 +181,7 @@ class JobfleetBackend(ParallelBackendBase):
             retries=options.retries,
             ahead_per_slot=_ahead_per_slot(self.parallel),
             no_workers_timeout_s=options.wait_for_workers_timeout,
+            return_exceptions=options.return_exceptions,
         )
         self._call = ParallelCall(
             CallSetup(

@@ -107,6 +107,8 @@ class _Arrived:
     calls: list[Call]
     encoded: EncodedCalls | None
     error: BaseException | None
+    failed: dict[int, BaseException]
+    """With `return_exceptions`, the errors of those that cannot be sent."""
     callback: Callable[[Outputs], None]
 
 
@@ -137,7 +139,7 @@ class ParallelCall:
         self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
         self._n_to_ask_for = 0
-        self._sent: dict[int, tuple[range, int]] = {}
+        self._sent: dict[int, tuple[Send, int]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._n_submitted = 0
         self._ended = False
@@ -163,15 +165,21 @@ class ParallelCall:
         """
         encoded: EncodedCalls | None = None
         error: BaseException | None = None
+        reasons: dict[int, Exception] | None = {} if self._setup.limits.return_exceptions else None
         try:
-            encoded = self._encoder.encode(calls)
+            encoded = self._encoder.encode(calls, reasons)
         except EncodingError as failure:
-            i, reason = failure.position, failure.__cause__
+            reason = failure.__cause__
             assert isinstance(reason, Exception)
-            error = not_sendable(reason, unpicklable_part(*calls[i]), self._n_submitted + i, calls[i])
-            error.__cause__ = reason
+            error = self._not_sendable(calls, failure.position, reason)
+        failed = {i: self._not_sendable(calls, i, reason) for i, reason in (reasons or {}).items()}
         self._n_submitted += len(calls)
-        self._inbox.put(_Arrived(calls, encoded, error, callback))
+        self._inbox.put(_Arrived(calls, encoded, error, failed, callback))
+
+    def _not_sendable(self, calls: list[Call], i: int, reason: Exception) -> BaseException:
+        error = not_sendable(reason, unpicklable_part(*calls[i]), self._n_submitted + i, calls[i])
+        error.__cause__ = reason
+        return error
 
     def wait(self) -> None:
         """Wait until all results are there or the call has failed.
@@ -301,34 +309,48 @@ class ParallelCall:
             case Send():
                 self._send(command)
             case Forget():
+                if not command.ended:
+                    self._emit(self._output.take(command.tasks, iter(())))
                 self._tasks.forget(command.tasks)
             case AskForMore():
                 self._n_to_ask_for += command.batches
 
     def _arrived(self, message: _Arrived) -> BatchArrived:
         self._callbacks.append(message.callback)
-        self._tasks.add(message.calls, message.encoded)
-        return BatchArrived(len(message.calls), message.error)
+        start = self._tasks.add(message.calls, message.encoded)
+        for position in message.failed:
+            task = range(start + position, start + position + 1)
+            self._tasks.forget(task)
+            self._emit(self._output.take(task, iter(())))
+        return BatchArrived(len(message.calls), message.error, message.failed)
 
     def _send(self, command: Send) -> None:
         pieces = list(self._tasks.pieces(command.tasks))
-        chunk = pack([encoded for _, encoded in pieces], self._setup.spec, self._setup.max_nbytes)
-        self._sent[command.chunk] = command.tasks, chunk.nbytes
+        chunk = pack(
+            [encoded for _, encoded in pieces],
+            self._setup.spec,
+            self._setup.max_nbytes,
+            command.report_every,
+            command.budget_s,
+        )
+        self._sent[command.chunk] = command, chunk.nbytes
         inbox = self._inbox
         self._session.submit(
             chunk, label([calls for calls, _ in pieces]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
         )
 
     def _finished(self, chunk: int, outcome: Outcome) -> Event:
-        tasks, sent_nbytes = self._sent.pop(chunk)
+        sent, sent_nbytes = self._sent.pop(chunk)
+        tasks = sent.tasks
         if isinstance(outcome, Lost):
-            error = loss_error(outcome, tasks.start, self._tasks.call(tasks.start))
-            return ChunkLost(chunk, outcome.kind, error)
+            task = tasks[min(outcome.started or 0, len(tasks) - 1)]
+            error = loss_error(outcome, task, self._tasks.call(task), sent.deaths + outcome.deaths)
+            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]
         self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
-        if failure is not None:
+        if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
         nbytes = sent_nbytes + sum(len(part) for part in outcome)
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)

@@ -16,10 +16,8 @@ def target_s(n_slots: int) -> float:
     return max(TARGET_S, TARGET_PER_SLOT_S * n_slots)
 
 
-def budget_s(n_slots: int) -> float:
-    """Give how long a chunk may run before the worker returns what it has, however wrong the estimate was."""
-    return 2 * target_s(n_slots)
-
+#: A chunk returns what it has when it has run twice as long as it should have, but not before this time.
+LEAST_BUDGET_S = 0.1
 
 #: A chunk waits on a worker behind another one only if chunks last this long at least and at most. If one of
 #: shorter ones turns out long, Dask never moves what waits behind it (it steals nothing whose duration is below
@@ -94,6 +92,10 @@ class ChunkSizer:
             return self.size
         least = ceil(MIN_SHARE * target_s(self.n_slots) / self.mean_s)
         return min(self.size, max(least, ceil(n_queued / (self.n_slots * (1 + is_all)))))
+
+    def budget_s(self, n_tasks: int) -> float:
+        """Give how long a chunk of so many tasks may run: however wrong the estimate, it holds up little."""
+        return max(LEAST_BUDGET_S, 2 * n_tasks * (self.mean_s or 0.0))
 
     def chunks_per_slot(self) -> int:
         """Give how many chunks a slot has: one runs, and one waits if chunks are known to be short."""

@@ -23,6 +23,8 @@ class PackedChunk:
     """To be stored on workers; the first values..."""
     inline: list[bytes]
     """...and those that travel with the chunk, which follow them."""
+    report_every: int = 0
+    """How many tasks there are between two that say that they start; 0: none does."""
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +59,13 @@ class _Packer:
         return self._is_mapped(blob) or blob.pinned or blob.sightings > 1
 
 
-def pack(pieces: Sequence[EncodedCalls], spec: bytes, max_nbytes: int | None) -> PackedChunk:
+def pack(
+    pieces: Sequence[EncodedCalls],
+    spec: bytes,
+    max_nbytes: int | None,
+    report_every: int = 0,
+    budget_s: float | None = None,
+) -> PackedChunk:
     """Lay out a chunk.
 
     Parameters
@@ -68,6 +76,10 @@ def pack(pieces: Sequence[EncodedCalls], spec: bytes, max_nbytes: int | None) ->
         The `CallSpec` of their call.
     max_nbytes
         Buffers of at least this size are shared between tasks; None shares none.
+    report_every
+        See `PackedChunk`.
+    budget_s
+        See `Request`.
     """
     functions: dict[int, EncodedFunction] = {}
     tasks: list[EncodedTask] = []
@@ -97,8 +109,10 @@ def pack(pieces: Sequence[EncodedCalls], spec: bytes, max_nbytes: int | None) ->
         functions=tuple((f.data, packer.references(f.buffers), f.shared) for f in functions.values()),
         items=tuple(items),
         scattered=tuple(map(packer.scattered, scattered.values())),
+        report_every=report_every,
+        budget_s=budget_s,
     )
-    return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline])
+    return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline], report_every)
 
 
 def _joined(pieces: Iterable[EncodedCalls]) -> Iterator[EncodedCalls]:

@@ -13,7 +13,10 @@ from collections import defaultdict
 from typing import Any
 
 import distributed
+from dask.base import annotate
 from distributed.comm.core import CommClosedError
+
+from .deaths import ANNOTATION
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +24,8 @@ logger = logging.getLogger(__name__)
 #: would also hold up the next submission: Dask's clients send at most one in 10 ms.
 _LINGER_S = 0.05
 
-#: A result that is larger is let go at once: it takes memory on its worker.
-_LINGERING_NBYTES = 2**20
+#: A result that is larger should be let go at once: it takes memory on its worker.
+LINGERING_NBYTES = 2**20
 
 #: So many collections run at once; the results that come meanwhile are collected together by the next.
 _MAX_COLLECTIONS = 3
@@ -71,22 +74,30 @@ class Courier:
         return await submitted
 
     async def result(self, future: distributed.Future) -> Any:
-        """Wait for a task's result and let it go, whatever becomes of it."""
-        try:
-            # There is no public way to wait in the loop without collecting.
-            await future._state.wait()
-            if future.status == "finished" and not self._is_direct():
-                value = await self._collected(future)
-            else:
-                value = await future._result()
-        except BaseException:
+        """Wait for a task's result."""
+        # There is no public way to wait in the loop without collecting.
+        await future._state.wait()
+        if future.status != "finished" or self._is_direct():
+            return await future._result()
+        arrival = asyncio.get_running_loop().create_future()
+        self._arrivals[future.key] = arrival
+        if len(self._collections) < _MAX_COLLECTIONS:
+            collection = asyncio.ensure_future(self._collect_all())
+            self._collections.add(collection)
+            collection.add_done_callback(self._collections.discard)
+        is_there, value = await arrival
+        # If it is not, its worker has died: Dask computes it again, or says why not.
+        return value if is_there else await future._result()
+
+    def let_go(self, future: distributed.Future, may_linger: bool) -> None:
+        """Say that a task is not needed any more; what may linger is let go with the next submission."""
+        if not may_linger:
             future.release()
-            raise
-        if _nbytes(value) > _LINGERING_NBYTES:
-            future.release()
-        else:
-            self._release_later(future)
-        return value
+            return
+        self._done.append(future)
+        if self._release_timer is None:
+            loop = asyncio.get_running_loop()
+            self._release_timer = loop.call_later(_LINGER_S, self._release_all)
 
     def _submit_all(self, function: Any) -> None:
         submissions, self._submissions = self._submissions, []
@@ -102,13 +113,14 @@ class Courier:
     def _submit_group(self, function: Any, submissions: list[Any]) -> None:
         keywords = submissions[0][2]
         try:
-            if len(submissions) == 1:
-                ((key, args, _, _),) = submissions
-                futures = [self._client.submit(function, *args, key=key, pure=False, **keywords)]
-            else:
-                keys = [key for key, *_ in submissions]
-                columns = zip(*(args for _, args, *_ in submissions), strict=True)
-                futures = self._client.map(function, *map(list, columns), key=keys, pure=False, **keywords)
+            with annotate(**{ANNOTATION: True}):
+                if len(submissions) == 1:
+                    ((key, args, _, _),) = submissions
+                    futures = [self._client.submit(function, *args, key=key, pure=False, **keywords)]
+                else:
+                    keys = [key for key, *_ in submissions]
+                    columns = zip(*(args for _, args, *_ in submissions), strict=True)
+                    futures = self._client.map(function, *map(list, columns), key=keys, pure=False, **keywords)
         except Exception as error:
             for *_, submitted in submissions:
                 if not submitted.done():
@@ -119,17 +131,6 @@ class Courier:
                 future.release()
             else:
                 submitted.set_result(future)
-
-    async def _collected(self, future: distributed.Future) -> Any:
-        arrival = asyncio.get_running_loop().create_future()
-        self._arrivals[future.key] = arrival
-        if len(self._collections) < _MAX_COLLECTIONS:
-            collection = asyncio.ensure_future(self._collect_all())
-            self._collections.add(collection)
-            collection.add_done_callback(self._collections.discard)
-        is_there, value = await arrival
-        # If it is not, its worker has died: Dask computes it again, or says why not.
-        return value if is_there else await future._result()
 
     async def _collect_all(self) -> None:
         """Collect until nothing is left; what cannot be collected is left to those who wait for it."""
@@ -156,12 +157,6 @@ class Courier:
             return False
         return True
 
-    def _release_later(self, future: distributed.Future) -> None:
-        self._done.append(future)
-        if self._release_timer is None:
-            loop = asyncio.get_running_loop()
-            self._release_timer = loop.call_later(_LINGER_S, self._release_all)
-
     def _release_all(self) -> None:
         if self._release_timer is not None:
             self._release_timer.cancel()
@@ -169,10 +164,6 @@ class Courier:
         done, self._done = self._done, []
         for future in done:
             future.release()
-
-
-def _nbytes(reply: Any) -> int:
-    return sum(len(part) for part in reply) if isinstance(reply, (list, tuple)) else len(reply)
 
 
 _couriers: weakref.WeakKeyDictionary[distributed.Client, Courier] = weakref.WeakKeyDictionary()

@@ -27,6 +27,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.utils import LoopRunner
 
 from ..errors import EmbeddedClusterError
+from .deaths import ENDS
 from .embedded_launch import Launch, start_message
 from .embedded_process import WorkerProcess, describe_exit
 
@@ -318,7 +319,10 @@ class EmbeddedCluster:
     def _on_end(self, slot: int, process: WorkerProcess) -> None:
         if self._closing:
             return
-        what = f"worker process {process.name} ended with {describe_exit(process.exit_status)}"
+        ended = f"ended with {describe_exit(process.exit_status)}"
+        if self._scheduler is not None:
+            self._scheduler.log_event(ENDS, {"worker": process.name, "how": f"its process {ended}"})
+        what = f"worker process {process.name} {ended}"
         self._after_end(slot, process.name in self._arrived, f"{what}\n{process.last_words}".rstrip())
 
     def _after_end(self, slot: int, worked: bool, what: str) -> None:
