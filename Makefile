@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-upstream test-lowest lint format lock clean bench-dispatch bench-simulate bench-scale
+.PHONY: help demo test test-upstream test-lowest lint format lock clean bench-dispatch bench-simulate bench-scale bench-data
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-simulate: $(VENV)/.ready ## Simulate how calls are cut into chunks, for up
 
 bench-scale: $(VENV)/.ready ## Measure what a task costs in clusters of up to 64 workers in one process
 	$(BIN)/python -m benchmarks.scale $(BENCH_ARGS)
+
+bench-data: $(VENV)/.ready ## Measure what large arguments cost beside joblib's other backends (an hour); BENCH_ARGS="--rows list" chooses
+	$(BIN)/python -m benchmarks.data $(BENCH_ARGS)
 
 format: $(VENV)/.ready ## Put the style right where a machine can
 	$(BIN)/ruff check --fix

@@ -1,6 +1,7 @@
 """What this process holds: threads, child processes, file descriptors. A test module must give back what it took."""
 
 import contextlib
+import gc
 import os
 import re
 import threading
@@ -66,6 +67,7 @@ class Census:
 
     def excess(self):
         """Describe what is held now beyond this count; empty when nothing is."""
+        gc.collect()
         now = Census.take()
         found = [f"{number} more threads: {kind}" for kind, number in (now.threads - self.threads).items()]
         found += [f"process {pid}" for pid, _ in now.children - self.children]

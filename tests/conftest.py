@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import joblib
+import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
@@ -110,7 +111,7 @@ def nothing_left_behind(ledger, pytestconfig):
 
 
 @pytest.fixture(scope="session")
-def inprocess_client(ledger, tmp_path_factory):
+def inprocess_client(ledger, tmp_path_factory, pytestconfig):
     """Give a client whose one worker is two threads of this process."""
     with contextlib.ExitStack() as stack:
         with ledger.entering():
@@ -125,11 +126,12 @@ def inprocess_client(ledger, tmp_path_factory):
                 )
             )
             client.gather(client.map(lambda x: x, range(8), pure=False))
+            open_store(client, pytestconfig)
         yield client
 
 
 @pytest.fixture(scope="session")
-def process_client(ledger, tmp_path_factory):
+def process_client(ledger, tmp_path_factory, pytestconfig):
     """Give a client of two single-threaded worker processes."""
     with contextlib.ExitStack() as stack:
         with ledger.entering():
@@ -145,7 +147,15 @@ def process_client(ledger, tmp_path_factory):
             client = stack.enter_context(Client(cluster, set_as_default=False))
             client.wait_for_workers(SLOTS, timeout=30)
             client.gather(client.map(lambda x: x, range(8), pure=False))
+            open_store(client, pytestconfig)
         yield client
+
+
+def open_store(client, pytestconfig):
+    """Have the client make the directory for its large buffers, which it keeps."""
+    if pytestconfig.getoption("--against") == "jobfleet":
+        with joblib.parallel_config("dask", client=client):
+            joblib.Parallel()(joblib.delayed(len)(data) for data in [np.zeros(2**18)] * 2)
 
 
 class Script:

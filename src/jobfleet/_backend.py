@@ -22,6 +22,7 @@ from ._compat import (
     forget_leftovers,
     raise_early_failure,
 )
+from ._data.buffers import Keeper
 from ._data.scatter import ScatteredObject, scattered_objects
 from ._engine import forks  # noqa: F401  # must see a fork that happens before the first call
 from ._engine.base import Engine, Slots
@@ -71,6 +72,7 @@ class JobfleetBackend(ParallelBackendBase):
         self._template: JobfleetBackend = self
         self._slots = Slots(0, 0)
         self._max_nbytes: int | None = None
+        self._copy_on_write = False
         self._call: ParallelCall | None = None
 
     def __reduce__(self) -> Any:
@@ -116,8 +118,9 @@ class JobfleetBackend(ParallelBackendBase):
             raise FallbackToBackend(self._for(parallel, options))
         self._template.was_used = True
         threshold = memstr_to_bytes(max_nbytes) if isinstance(max_nbytes, str) else max_nbytes
-        # Only mode "r" promises that tasks share what they get; all others mean an own copy.
-        self._max_nbytes = threshold if mmap_mode == "r" else None
+        # These modes mean that tasks share what they get; all others mean an own copy.
+        self._max_nbytes = threshold if mmap_mode in ("r", "c") else None
+        self._copy_on_write = mmap_mode == "c"
         return self.effective_n_jobs(n_jobs)
 
     def _for(self, parallel: Any, options: dict[str, Any]) -> JobfleetBackend:
@@ -141,10 +144,10 @@ class JobfleetBackend(ParallelBackendBase):
             )
         return engine
 
-    def _sent_ahead(self) -> list[ScatteredObject]:
+    def _sent_ahead(self, keeper: Keeper) -> list[ScatteredObject]:
         """Give the objects of `scatter`, encoded anew where they have changed since the last call."""
         if self._scattered is None:
-            self._scattered = scattered_objects(self._options.scatter)
+            self._scattered = scattered_objects(self._options.scatter, keeper)
         else:
             self._scattered = [one.refreshed() for one in self._scattered]
         return self._scattered
@@ -183,15 +186,17 @@ class JobfleetBackend(ParallelBackendBase):
             no_workers_timeout_s=options.wait_for_workers_timeout,
             return_exceptions=options.return_exceptions,
         )
+        session = engine.open(options, lends_thread=self._lends_thread())
         self._call = ParallelCall(
             CallSetup(
                 parallel=self.parallel,
-                session=engine.open(options, lends_thread=self._lends_thread()),
+                session=session,
                 spec=spec.to_bytes(),
                 limits=limits,
                 slots=self._slots.total,
                 max_nbytes=self._max_nbytes,
-                scattered=self._template._sent_ahead(),
+                copy_on_write=self._copy_on_write,
+                scattered=self._template._sent_ahead(session.keeper),
                 sink=sink,
             )
         )

@@ -35,6 +35,18 @@ def run_chunk(digest: str, request: Any, *values: Any, code: bytes | None = None
     return entry.run(request, values)  # type: ignore[union-attr]
 
 
+def keep_buffers(digest: str, token: str, key: str) -> None:
+    """Keep a client's buffers on this host for as long as Dask keeps this task's result.
+
+    Where the package is not, there are no buffers: the worker that was meant is gone.
+    """
+    import sys
+
+    entry = sys.modules.get(f"_jobfleet_{digest}._entry")
+    if hasattr(entry, "keep_buffers"):
+        entry.keep_buffers(token, key)  # type: ignore[union-attr]
+
+
 class ShippedFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Find the modules of a package that was sent, under its private name."""
 

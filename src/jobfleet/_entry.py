@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._backend import nested_backend
+from ._engine.buffer_service import current_service
 from ._engine.task import dask_place
-from ._wire import Request
-from ._worker.run import run_chunk
+from ._wire import Missing, Placed, Request
+from ._worker.run import copied, run_chunk
 
 
-def run(request: Any, values: Sequence[Any]) -> list[Any]:
+def run(request: Any, values: Sequence[Any]) -> Any:
     """Run a chunk in this Dask task.
 
     Parameters
@@ -19,12 +20,25 @@ def run(request: Any, values: Sequence[Any]) -> list[Any]:
     request
         A `Request`, as bytes.
     values
-        The buffers it refers to by position.
+        A `Placed`, as bytes, or None; then the buffers that travel with the chunk.
 
     Returns
     -------
-    list
-        A `Reply` as bytes, then the buffers of its results.
+    list or tuple
+        A `Reply` as bytes, then the buffers of its results; or a `Missing`.
     """
+    placed, *travelling = values
+    export: Callable[[memoryview], Any] = copied
+    if placed is not None:
+        service, where = current_service(), Placed.from_bytes(placed)
+        attached = service.attach(where, travelling)
+        if isinstance(attached, Missing):
+            return attached.as_tuple()
+        travelling, export = attached, service.exporter(where)
     with dask_place(nested_backend) as place:
-        return run_chunk(Request.from_bytes(request), values, place)
+        return run_chunk(Request.from_bytes(request), travelling, place, export)
+
+
+def keep_buffers(token: str, key: str) -> None:
+    """Keep a client's buffers on this host for as long as Dask keeps `key`."""
+    current_service().lease(token, key)

@@ -60,8 +60,14 @@ def bootstrap() -> Callable[..., Any]:
         # What workers pickle by that name, and a worker that lives in this process, find this package.
         _bootstrap.add_finder(_bootstrap.AliasFinder(private_name, _PACKAGE))
         sys.modules[f"{private_name}._entry"] = importlib.import_module(f"{_PACKAGE}._entry")
+    return by_value(_bootstrap.run_chunk)
+
+
+@functools.cache
+def by_value(function: Any) -> Callable[..., Any]:
+    """Give a function as one that travels whole; it may use nothing but its arguments and what it imports."""
     # In a module that exists nowhere, which makes cloudpickle send the function by value.
-    function = FunctionType(_bootstrap.run_chunk.__code__, {"__name__": "_jobfleet_bootstrap"})
-    function.__kwdefaults__ = {"code": None}
-    function.__module__ = "_jobfleet_bootstrap"
-    return function
+    copy = FunctionType(function.__code__, {"__name__": "_jobfleet_bootstrap"}, function.__name__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__module__ = "_jobfleet_bootstrap"
+    return copy

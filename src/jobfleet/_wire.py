@@ -25,6 +25,13 @@ RAISED, EXITED, UNSENDABLE, UNREADABLE, NOT_INITIALIZED = range(5)
 #: Kinds of `Request.items` and `Reply.results`.
 MANY, ONE = range(2)
 
+#: How a task gets a buffer: a copy of its own, the memory that all share, read-only, or that memory with a private copy
+#: of each page it writes to.
+OWN_COPY, SHARED, COPY_ON_WRITE = range(3)
+
+#: First of what a worker answers that cannot get at buffers of a chunk; the fields of `Missing` follow.
+NEED_DATA = "jobfleet:need-data"
+
 
 def process_token() -> str:
     """Give what tells this process from any other; a forked child has its own."""
@@ -90,9 +97,9 @@ class Request(_Message):
     """A `CallSpec`."""
     functions: tuple[tuple[Any, ...], ...]
     """Functions that items refer to: ``(pickle, buffers, shared)``, `shared` saying whether tasks may share what
-    the pickle gives, or each must load its own. `buffers` are tuples ``(position, mapped, writable)``: where it is
-    among the values sent with the chunk, whether tasks share it read-only or get a copy each, and whether such
-    a copy is writable, as the original was."""
+    the pickle gives, or each must load its own. `buffers` are tuples ``(position, sharing, writable)``: where it is
+    among the values of the chunk, `OWN_COPY`, `SHARED` or `COPY_ON_WRITE`, and whether an own copy is writable,
+    as the original was."""
     items: tuple[tuple[Any, ...], ...]
     """In order: ``(MANY, function, pickled (list of args, list of kwargs or None))`` for calls whose arguments are
     immutable atoms, or ``(ONE, function or None, pickle, buffers)``. Without function the pickle holds that too."""
@@ -103,6 +110,53 @@ class Request(_Message):
     report_every: int = 0
     """Before the first task, and each one that is a multiple of this further, the scheduler is told; 0: never.
     So it is known who ran when the worker dies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(_Message):
+    """Say where the buffers of a chunk are that are stored once per host; they are its first values."""
+
+    token: str
+    """Names the client's directory on every host."""
+    label: str
+    """Of the client's host, where several hosts are pretended on one machine."""
+    home: tuple[str, ...]
+    """The client's own directories, in the order in which to look."""
+    share: float
+    """Bound on what is kept on a host, as a share of its shared memory."""
+    result: str
+    """What the names of files begin with that a worker of the client's host leaves results in."""
+    buffers: tuple[tuple[str, int, tuple[str, ...]] | None, ...]
+    """Name, size, and addresses of workers that have it; None: it travels with the chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """Stand for a buffer of a result that lies in the client's own directory."""
+
+    name: str
+    nbytes: int
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Give the plain tuple that travels."""
+        return astuple(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Say which buffers of a chunk a worker cannot get at."""
+
+    worker: str
+    """Its address."""
+    host: str
+    """Identifies the directory that it shares with the other workers of its host; empty: it has room nowhere."""
+    at_home: bool
+    """Whether it sees the client's own directory."""
+    names: tuple[str, ...]
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Give the plain tuple that travels."""
+        return (NEED_DATA, *astuple(self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,11 @@ DEFAULTS = {
     "wait-for-workers-timeout": 300.0,
     "max-nesting-depth": 16,
     "worker-ttl": 30.0,
+    # Large buffers are kept here, once per host, as long as they take no more than this share of it.
+    "shared-memory": "/dev/shm",
+    "shared-memory-share": 0.5,
+    # Workers (and clients) with different names here behave as if they were on different machines.
+    "host": None,
 }
 dask.config.update_defaults({"jobfleet": DEFAULTS})
 

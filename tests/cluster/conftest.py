@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker  # noqa: F401
 
+from tests.conftest import open_store
 from tests.witness import wait_until
 
 HERE = Path(__file__).parent
@@ -102,7 +103,7 @@ def bare_processes(ledger, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bare_client(ledger, bare_processes):
+def bare_client(ledger, bare_processes, pytestconfig):
     """Give a client of the cluster of bare processes."""
     with contextlib.ExitStack() as stack:
         with ledger.entering():
@@ -110,6 +111,7 @@ def bare_client(ledger, bare_processes):
                 Client(scheduler_file=str(bare_processes.scheduler_file), set_as_default=False)
             )
             client.wait_for_workers(2, timeout=START_WITHIN_S)
+            open_store(client, pytestconfig)
         yield client
 
 

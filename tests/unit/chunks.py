@@ -6,7 +6,7 @@ import types
 
 from jobfleet import _wire as wire
 from jobfleet._backend import nested_backend
-from jobfleet._data.buffers import BlobTable
+from jobfleet._data.buffers import BlobTable, InProcess
 from jobfleet._data.encode import AtomCalls, Encoder
 from jobfleet._data.packing import pack
 from jobfleet._data.scatter import scattered_objects
@@ -66,7 +66,7 @@ class Client:
         self.max_nbytes = max_nbytes
         self.dropped = []
         self.blobs = BlobTable(self.dropped.append)
-        self.scattered = scattered_objects(tuple(scatter))
+        self.scattered = scattered_objects(tuple(scatter), InProcess())
         self.encoder = Encoder(self.blobs, self.scattered, max_nbytes)
 
     def encode(self, function, *args, **kwargs):

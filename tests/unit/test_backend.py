@@ -14,6 +14,7 @@ from joblib.parallel import ThreadingBackend
 from tests.unit.chunks import here, spec
 
 from jobfleet._backend import JobfleetBackend
+from jobfleet._data.buffers import InProcess
 from jobfleet._engine.base import LostKind
 from jobfleet._wire import CallSpec
 from jobfleet.errors import (
@@ -264,7 +265,7 @@ def test_the_parallels_of_a_block_share_its_engine_and_its_scattered_objects():
         for call in calls:
             list(call(delayed(double)(i) for i in range(2)))
     engines = {id(call._backend._engine_in_use()) for call in calls}
-    sent = {id(call._backend._template._sent_ahead()[0]) for call in calls}
+    sent = {id(call._backend._template._sent_ahead(InProcess())[0]) for call in calls}
     assert (len(engines), len(sent)) == (1, 1)
 
 

@@ -17,6 +17,7 @@ from jobfleet import _wire as wire
 from jobfleet._backend import JobfleetBackend
 from jobfleet._call import call as call_module
 from jobfleet._call.call import Outputs
+from jobfleet._data.buffers import InProcess
 from jobfleet._engine.base import Lost, LostKind, Slots
 from jobfleet._engine.local import run_here
 from jobfleet._wire import CallSpec, Request, WireVersionError
@@ -38,6 +39,7 @@ class Engine:
     """Run chunks in the driver's thread, after `answer` has had a look at them."""
 
     depth = 0
+    keeper = InProcess()
 
     def __init__(self, answer, slots=1):
         self.answer = answer

@@ -81,16 +81,16 @@ def test_the_same_content_may_be_writable_to_one_and_not_to_another():
     assert references(packed) == [[(1, False, False)], [(1, False, True)]]
 
 
-def test_scattered_objects_are_placed_whatever_their_size():
+def test_scattered_objects_are_placed_unless_a_reference_would_cost_more():
     value = {"a": 1, "b": filled(1, SMALL)}
     client = Client(max_nbytes=LARGE, scatter=[value])
     packed = client.pack([client.encode(take, value), client.encode(take, [value]), client.encode(take, 1)])
     ((name, (head, buffer)),) = request(packed).scattered
     assert name == client.scattered[0].persistent_id
-    values = [blob.data for blob in packed.placed]
+    assert [len(blob.data) for blob in packed.placed] == [SMALL]
+    values = [*(blob.data for blob in packed.placed), *packed.inline]
     assert values[head[0]] == client.scattered[0].head.data
     assert values[buffer[0]] == value["b"].tobytes()
-    assert packed.inline == []
 
 
 def test_a_chunk_of_nothing_but_short_calls_is_small():

@@ -74,7 +74,7 @@ class WorkerProcess:
         digest, code = source or (DIGEST, CODE)
         packed = Client().pack(tasks) if isinstance(tasks, list) else tasks
         values = [np.frombuffer(blob.data, np.uint8) for blob in packed.placed] + packed.inline
-        return self.call(bootstrap(), digest, packed.request, *values, code=code if with_code else None)
+        return self.call(bootstrap(), digest, packed.request, None, *values, code=code if with_code else None)
 
     def _call(self, in_task, *call):
         data = cloudpickle.dumps(call)
@@ -334,9 +334,9 @@ def test_two_threads_may_be_sent_the_source_at_once(worker):
                 go.wait(20)
 
         sys.addaudithook(gate)
-        first = client.submit(run_chunk, digest, request, code=code, pure=False)
+        first = client.submit(run_chunk, digest, request, None, code=code, pure=False)
         assert inside.wait(20)
-        second = client.submit(run_chunk, digest, request, code=code, pure=False)
+        second = client.submit(run_chunk, digest, request, None, code=code, pure=False)
         # It either goes wrong at once, or waits for the first.
         ended = threading.Event()
         second.add_done_callback(lambda future: ended.set())

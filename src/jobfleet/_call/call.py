@@ -70,6 +70,8 @@ class CallSetup:
     limits: CallLimits
     slots: int
     max_nbytes: int | None
+    copy_on_write: bool
+    """Tasks may write to the buffers they share, each for itself."""
     scattered: list[ScatteredObject]
     sink: Sink
 
@@ -132,7 +134,7 @@ class ParallelCall:
     def __init__(self, setup: CallSetup) -> None:
         self._setup = setup
         self._session = setup.session
-        self._blobs = BlobTable(lambda blob: self._session.drop(blob.digest))
+        self._blobs = BlobTable(lambda blob: self._session.drop(blob.digest), setup.session.keeper)
         self._encoder = Encoder(self._blobs, setup.scattered, setup.max_nbytes)
         self._state = CallState(setup.limits, setup.slots)
         self._tasks = TaskTable(self._encoder)
@@ -326,12 +328,14 @@ class ParallelCall:
 
     def _send(self, command: Send) -> None:
         pieces = list(self._tasks.pieces(command.tasks))
+        setup = self._setup
         chunk = pack(
             [encoded for _, encoded in pieces],
-            self._setup.spec,
-            self._setup.max_nbytes,
-            command.report_every,
-            command.budget_s,
+            setup.spec,
+            setup.max_nbytes,
+            copy_on_write=setup.copy_on_write,
+            report_every=command.report_every,
+            budget_s=command.budget_s,
         )
         self._sent[command.chunk] = command, chunk.nbytes
         inbox = self._inbox

@@ -202,7 +202,7 @@ class Encoder:
         if has_kwargs and not all_atomic(chain.from_iterable(each.values() for each in kwargs)):
             return None
         try:
-            encoded = self._stateless(function) or self._stateful(function)
+            encoded = self._stateless(function) or self._stateful(function, len(calls))
         except Exception as reason:  # user code ran
             raise EncodingError(0) from reason
         # The dicts are the caller's, who may use them again.
@@ -213,9 +213,12 @@ class Encoder:
         value = (function, args, kwargs) if shared is None else (args, kwargs)
         return EncodedTask(shared, *self._dump(value))
 
-    def _dump(self, value: Any) -> tuple[bytes, tuple[tuple[Blob, bool], ...], tuple[ScatteredObject, ...]]:
+    def _dump(
+        self, value: Any, n_tasks: int = 1
+    ) -> tuple[bytes, tuple[tuple[Blob, bool], ...], tuple[ScatteredObject, ...]]:
         data, views, used = dump(value, self._scattered, self._min_nbytes)
-        return data, tuple((self._blobs.acquire(view), not view.readonly) for view in views), tuple(used)
+        buffers = tuple((self._blobs.acquire(view, n_tasks), not view.readonly) for view in views)
+        return data, buffers, tuple(used)
 
     def _stateless(self, function: Any) -> EncodedFunction | None:
         """Give the function that tasks may share, or None if it has state."""
@@ -231,8 +234,8 @@ class Encoder:
         self._functions[id(function)] = (proof, encoded)
         return encoded
 
-    def _stateful(self, function: Any) -> EncodedFunction:
-        return EncodedFunction(*self._dump(function), shared=False)
+    def _stateful(self, function: Any, n_tasks: int) -> EncodedFunction:
+        return EncodedFunction(*self._dump(function, n_tasks), shared=False)
 
 
 def unpicklable_part(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

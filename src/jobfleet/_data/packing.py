@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._wire import MANY, ONE, Request
+from .._pickling import MIN_SHARED_NBYTES
+from .._wire import COPY_ON_WRITE, MANY, ONE, OWN_COPY, SHARED, Request
 from .buffers import Blob
 from .encode import AtomCalls, EncodedCalls, EncodedFunction, EncodedTask
 from .scatter import ScatteredObject
@@ -21,7 +22,7 @@ class PackedChunk:
     """A `Request`."""
     placed: list[Blob]
     """To be stored on workers; the first values..."""
-    inline: list[bytes]
+    inline: list[memoryview | bytes]
     """...and those that travel with the chunk, which follow them."""
     report_every: int = 0
     """How many tasks there are between two that say that they start; 0: none does."""
@@ -35,8 +36,11 @@ class PackedChunk:
 class _Packer:
     """Give each buffer its position among the values of one chunk."""
 
-    def __init__(self, holders: Iterable[EncodedTask | EncodedFunction], max_nbytes: int | None) -> None:
+    def __init__(
+        self, holders: Iterable[EncodedTask | EncodedFunction], max_nbytes: int | None, copy_on_write: bool
+    ) -> None:
         self._max_nbytes = max_nbytes
+        self._sharing = COPY_ON_WRITE if copy_on_write else SHARED
         unique: dict[bytes, Blob] = {}
         for holder in holders:
             unique.update((blob.digest, blob) for blob, _ in holder.buffers)
@@ -45,24 +49,30 @@ class _Packer:
         self.inline = [b for b in unique.values() if not self._is_placed(b)]
         self._position = {b.digest: i for i, b in enumerate([*self.placed, *self.inline])}
 
-    def references(self, buffers: Iterable[tuple[Blob, bool]]) -> tuple[tuple[int, bool, bool], ...]:
-        return tuple((self._position[b.digest], self._is_mapped(b), writable) for b, writable in buffers)
+    def references(self, buffers: Iterable[tuple[Blob, bool]]) -> tuple[tuple[int, int, bool], ...]:
+        return tuple(
+            (self._position[b.digest], self._sharing if self._is_large(b) else OWN_COPY, writable)
+            for b, writable in buffers
+        )
 
-    def scattered(self, one: ScatteredObject) -> tuple[str, tuple[tuple[int, bool, bool], ...]]:
+    def scattered(self, one: ScatteredObject) -> tuple[str, tuple[tuple[int, int, bool], ...]]:
         return one.persistent_id, self.references([(one.head, False), *one.buffers])
 
-    def _is_mapped(self, blob: Blob) -> bool:
+    def _is_large(self, blob: Blob) -> bool:
         return self._max_nbytes is not None and len(blob.data) >= self._max_nbytes
 
     def _is_placed(self, blob: Blob) -> bool:
         """Decide whether a buffer is stored on workers: it is large, or several tasks want it."""
-        return self._is_mapped(blob) or blob.pinned or blob.sightings > 1
+        pinned = blob.pinned and len(blob.data) >= MIN_SHARED_NBYTES
+        return self._is_large(blob) or blob.stored or pinned or blob.sightings > 1
 
 
 def pack(
     pieces: Sequence[EncodedCalls],
     spec: bytes,
     max_nbytes: int | None,
+    *,
+    copy_on_write: bool = False,
     report_every: int = 0,
     budget_s: float | None = None,
 ) -> PackedChunk:
@@ -76,6 +86,8 @@ def pack(
         The `CallSpec` of their call.
     max_nbytes
         Buffers of at least this size are shared between tasks; None shares none.
+    copy_on_write
+        Tasks may write to what is shared, each for itself.
     report_every
         See `PackedChunk`.
     budget_s
@@ -91,7 +103,7 @@ def pack(
             tasks += piece
     positions = {function: position for position, function in enumerate(functions)}
     holders: list[EncodedFunction | EncodedTask] = [*functions.values(), *tasks]
-    packer = _Packer(holders, max_nbytes)
+    packer = _Packer(holders, max_nbytes, copy_on_write)
 
     items: list[tuple[Any, ...]] = []
     for piece in _joined(pieces):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from typing import Any
 
-from .._pickling import ATOMS, dump
+from .._pickling import ATOMS, MIN_SHARED_NBYTES, dump
 from ..errors import OptionTypeError
-from .buffers import Blob, content_digest
+from .buffers import Blob, Keeper, Kept, content_digest
 
 _ids = itertools.count()
 
@@ -19,9 +20,11 @@ class ScatteredObject:
     ----------
     obj
         Kept alive, so that its identity stays its own.
+    keeper
+        Copies the buffers; they are dropped with this object.
     """
 
-    __slots__ = ("buffers", "head", "obj", "persistent_id")
+    __slots__ = ("__weakref__", "_keeper", "buffers", "head", "obj", "persistent_id")
 
     obj: Any
     persistent_id: str
@@ -30,17 +33,15 @@ class ScatteredObject:
     buffers: tuple[tuple[Blob, bool], ...]
     """Its large buffers, and whether each was writable."""
 
-    def __init__(self, obj: Any) -> None:
-        try:
-            data, views, _ = dump(obj)
-        except Exception as error:  # user code ran; say which object it was
-            raise OptionTypeError(
-                f"an object of scatter=, a {type(obj).__name__}, does not pickle: {type(error).__name__}: {error}"
-            ) from error
+    def __init__(self, obj: Any, keeper: Keeper) -> None:
+        data, views = _dumped(obj)
         self.obj = obj
-        self.head = _pinned(data)
-        self.buffers = tuple((_pinned(bytes(view)), not view.readonly) for view in views)
+        self._keeper = keeper
+        self.head = _pinned(memoryview(data), content_digest(data), keeper)
+        self.buffers = tuple((_pinned(view, content_digest(view), keeper), not view.readonly) for view in views)
         self.persistent_id = f"{next(_ids)}"
+        for digest in [blob.digest for blob in self.blobs if blob.stored]:
+            weakref.finalize(self, keeper.drop, digest, True).atexit = False
 
     @property
     def blobs(self) -> list[Blob]:
@@ -49,18 +50,27 @@ class ScatteredObject:
 
     def refreshed(self) -> ScatteredObject:
         """Give this if the object is still what was sent, else its new form."""
-        now = ScatteredObject(self.obj)
-        same = [b.digest for b in now.blobs] == [b.digest for b in self.blobs]
-        return self if same else now
+        data, views = _dumped(self.obj)
+        same = [content_digest(data), *map(content_digest, views)] == [blob.digest for blob in self.blobs]
+        return self if same else ScatteredObject(self.obj, self._keeper)
 
 
-def scattered_objects(objects: tuple[Any, ...]) -> list[ScatteredObject]:
+def scattered_objects(objects: tuple[Any, ...], keeper: Keeper) -> list[ScatteredObject]:
     """Encode each object once; atoms travel as they are, identity means nothing for them."""
     unique = {id(obj): obj for obj in objects if type(obj) not in ATOMS}
-    return [ScatteredObject(obj) for obj in unique.values()]
+    return [ScatteredObject(obj, keeper) for obj in unique.values()]
 
 
-def _pinned(data: bytes) -> Blob:
-    blob = Blob(content_digest(data), data)
-    blob.pinned = True
-    return blob
+def _dumped(obj: Any) -> tuple[bytes, list[memoryview]]:
+    try:
+        data, views, _ = dump(obj)
+    except Exception as error:  # user code ran; say which object it was
+        raise OptionTypeError(
+            f"an object of scatter=, a {type(obj).__name__}, does not pickle: {type(error).__name__}: {error}"
+        ) from error
+    return data, views
+
+
+def _pinned(view: memoryview, digest: bytes, keeper: Keeper) -> Blob:
+    small = view.nbytes < MIN_SHARED_NBYTES
+    return Blob(Kept(digest, bytes(view), False) if small else keeper.keep(view, digest), pinned=True)

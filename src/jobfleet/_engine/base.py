@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .._data.buffers import Keeper
 from .._data.packing import PackedChunk
 from ..options import Options
 
@@ -52,6 +53,9 @@ Outcome = list[Any] | Lost
 class Session(Protocol):
     """One call's use of an engine. Any thread may call any method."""
 
+    keeper: Keeper
+    """Makes the copies of large buffers; outlives the session."""
+
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk; returns at once.
 
@@ -66,7 +70,7 @@ class Session(Protocol):
         """
 
     def drop(self, digest: bytes) -> None:
-        """Say that a placed buffer is not needed any more."""
+        """Say that no task of the call needs a buffer any more."""
 
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
         """Have `changed` called, on a thread of the engine, with the slots from time to time."""

@@ -14,14 +14,14 @@ from typing import Any
 from uuid import uuid4
 
 import distributed
-import numpy as np
 from distributed.comm.addressing import get_address_host
 from distributed.comm.core import CommClosedError
 from distributed.utils import thread_state
 
-from .._data.buffers import Blob
+from .._data.buffers import Blob, Keeper
 from .._data.packing import PackedChunk
 from .._ship import NEED_CODE, bootstrap, package_code
+from .._wire import NEED_DATA, Missing
 from .._worker.interrupt import current, uninterrupted
 from ..errors import NoWorkersError
 from ..options import Options
@@ -29,6 +29,7 @@ from .base import Lost, LostKind, Outcome, Slots
 from .connect import usable_client
 from .courier import LINGERING_NBYTES, courier_of
 from .deaths import deaths_of
+from .placement import Placement, Placing, forget_lost, placement_of
 from .silence import Copies, interval_s, silent_keys
 
 #: A chunk larger than this does not travel inside the task graph, which the scheduler keeps.
@@ -37,15 +38,13 @@ _MAX_GRAPH_NBYTES = 2**20
 #: How often a running call asks the scheduler for its workers.
 _WATCH_INTERVAL_S = 1.0
 
-
 #: How often a chunk looks whether its client has found the scheduler again.
 _RECONNECT_LOOK_S = 0.1
 
+#: How often a chunk is sent again because a worker lacks its buffers or this package.
+_MAX_SENDINGS = 20
+
 logger = logging.getLogger(__name__)
-
-
-#: Buffers on the cluster, or on their way to it, by content.
-_Placing = dict[bytes, asyncio.Task[distributed.Future]]
 
 
 class DaskEngine:
@@ -71,7 +70,6 @@ class DaskEngine:
         self._find_client = find_client
         self.depth = depth
         self._cancelled = cancelled
-        self._pinned: weakref.WeakKeyDictionary[distributed.Client, _Placing] = weakref.WeakKeyDictionary()
 
     def slots(self, options: Options) -> Slots:
         """Give the slots, waiting for a first one."""
@@ -86,9 +84,7 @@ class DaskEngine:
         keywords = options.submit_keywords()
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
-        return DaskSession(
-            client, keywords, watched, self._pinned.setdefault(client, {}), self._cancelled, options.worker_ttl
-        )
+        return DaskSession(client, keywords, watched, placement_of(client), self._cancelled, options.worker_ttl)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -180,9 +176,9 @@ class DaskSession:
 
     _closed: bool
     _futures: set[distributed.Future]
-    _placing: _Placing
-    _pinned: _Placing
-    """Buffers of scattered objects: they outlive the call."""
+    _placing: Placing
+    """Buffers that could not be stored."""
+    _placement: Placement
     _watcher: asyncio.Task[None] | None
     _waiting: dict[str, asyncio.Task[Any]]
     """Who waits for the task with a key, and knows of no other that could answer for it."""
@@ -194,14 +190,15 @@ class DaskSession:
         client: distributed.Client,
         keywords: dict[str, Any],
         slots: Callable[[], Awaitable[Slots]],
-        pinned: _Placing,
+        placement: Placement,
         cancelled: Callable[[], bool],
         worker_ttl: float | None,
     ) -> None:
         self._client = client
         self._keywords = keywords
         self._slots = slots
-        self._pinned = pinned
+        self._placement = placement
+        self.keeper: Keeper = placement.store
         self._cancelled = cancelled
         self._closed = False
         self._futures = set()
@@ -221,7 +218,7 @@ class DaskSession:
             self._on_loop(self._run, chunk, label, done)
 
     def drop(self, digest: bytes) -> None:
-        """Say that a placed buffer is not needed any more."""
+        """Say that no task of the call needs a buffer any more."""
         self._on_loop(self._drop, digest)
 
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
@@ -268,20 +265,36 @@ class DaskSession:
 
     async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
         await self._deaths.watched()
-        placed = await asyncio.gather(*(self._place(blob) for blob in chunk.placed))
         request, inline = chunk.request, chunk.inline
         if chunk.nbytes > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
         with_code = self._client not in _equipped
-        for _ in range(3):
+        plain = {blob.digest for blob in chunk.placed if not blob.stored}
+        for _ in range(_MAX_SENDINGS):
+            travelling = await asyncio.gather(
+                *(
+                    self._placement.as_dask_data(blob, self._placing_of(blob))
+                    for blob in chunk.placed
+                    if blob.digest in plain
+                )
+            )
+            references = self._placement.references(chunk.placed, plain)
+            number = uuid4().hex
+            placed = self._placement.store.placed(references, number)
             code = package_code()[1] if with_code else None
-            key = f"{label}-{uuid4().hex}"
-            reply: Any = await self._run_task(key, code, request, *placed, *inline)
-            if not (isinstance(reply, str) and reply == NEED_CODE):
-                _equipped.add(self._client)
-                return list(reply)
-            with_code = True
-        raise RuntimeError("the worker did not take the code it asked for")
+            try:
+                reply: Any = await self._run_task(f"{label}-{number}", code, request, placed, *travelling, *inline)
+            except BaseException:
+                self._placement.store.remove_results(number)
+                raise
+            if isinstance(reply, str) and reply == NEED_CODE:
+                with_code = True
+                continue
+            _equipped.add(self._client)
+            if not isinstance(reply[0], str) or reply[0] != NEED_DATA:
+                return await self._placement.results(list(reply), number)
+            plain |= await self._placement.supply(Missing(*reply[1:]), chunk.placed, references)
+        raise RuntimeError("the workers do not take the code or the buffers that they ask for")
 
     async def _run_task(self, key: str, code: bytes | None, *values: Any) -> Any:
         if self._closed:
@@ -327,28 +340,17 @@ class DaskSession:
                 self._futures.discard(future)
                 courier.let_go(future, may_linger)
 
-    async def _place(self, blob: Blob) -> distributed.Future:
-        """Store a buffer on the cluster, once however many chunks ask for it."""
-        placing = self._pinned if blob.pinned else self._placing
-        task = placing.get(blob.digest)
-        if task is None:
-            array = np.frombuffer(blob.data, dtype=np.uint8)
-            task = asyncio.ensure_future(self._client.scatter(array, hash=False, asynchronous=True))
-            placing[blob.digest] = task
-        return await asyncio.shield(task)
+    def _placing_of(self, blob: Blob) -> Placing:
+        return self._placement.pinned if blob.pinned else self._placing
 
     def _drop(self, digest: bytes) -> None:
         self._placing.pop(digest, None)
+        self._placement.drop(digest)
 
     def _forget_lost(self, chunk: PackedChunk) -> None:
         """Have those of a chunk's buffers placed again that are not on the cluster any more."""
         for blob in chunk.placed:
-            placing = self._pinned if blob.pinned else self._placing
-            task = placing.get(blob.digest)
-            if task is not None and task.done():
-                failed = task.cancelled() or task.exception() is not None
-                if failed or task.result().status != "finished":
-                    del placing[blob.digest]
+            forget_lost(blob, self._placing_of(blob))
 
     async def _reconnected(self) -> bool:
         """Wait while the client looks for the scheduler, as long as it does; gives whether it has found it.

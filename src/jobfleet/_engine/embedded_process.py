@@ -62,8 +62,9 @@ for group in groups:
     except OSError:
         pass
 deadline = time.monotonic() + 10
-while os.path.lexists(sys.argv[1]) and time.monotonic() < deadline:
-    shutil.rmtree(sys.argv[1], ignore_errors=True)
+while any(map(os.path.lexists, sys.argv[1:])) and time.monotonic() < deadline:
+    for directory in sys.argv[1:]:
+        shutil.rmtree(directory, ignore_errors=True)
     time.sleep(0.02)
 """
 
@@ -229,16 +230,16 @@ class Janitor:
 
     Parameters
     ----------
-    directory
+    *directories
         What to remove.
     """
 
-    _directory: str
+    _directories: tuple[str, ...]
     _line: Line | None
     _popen: subprocess.Popen[bytes] | None
 
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
+    def __init__(self, *directories: str) -> None:
+        self._directories = directories
         self._line = None
         self._popen = None
 
@@ -246,7 +247,7 @@ class Janitor:
         """Start the process."""
         self._line = Line()
         self._popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", JANITOR, self._directory],
+            [sys.executable, "-I", "-S", "-c", JANITOR, *self._directories],
             stdin=self._line.theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ from contextvars import copy_context
 
 import numpy as np
 
+from .._data.buffers import InProcess, Keeper
 from .._data.packing import PackedChunk
 from .._wire import Request
 from .._worker.interrupt import Interruptible, insist
@@ -91,6 +92,7 @@ class LocalSession:
     """
 
     def __init__(self, make_place: Callable[[Callable[[], bool], Interruptible], TaskPlace], n_threads: int) -> None:
+        self.keeper: Keeper = InProcess()
         self._closed = False
         self._make_place = make_place
         self._regions: set[Interruptible] = set()

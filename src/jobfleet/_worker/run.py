@@ -19,6 +19,7 @@ import numpy as np
 
 from .. import _wire as wire
 from .._pickling import atomic, dump
+from .._store import Attached
 from .._wire import CallSpec, Reply, Request, TaskFailure
 from .capture import Capture
 from .threads import limited
@@ -28,6 +29,13 @@ _LOOK_S = 0.001
 
 _NUMBERS = frozenset({float, int, bool, type(None)})
 
+
+#: For whom the error is one of jobfleet's making, though NumPy raises it.
+_READ_ONLY = (
+    "jobfleet: tasks share large arguments, which are read-only for that reason, as with joblib's loky. Copy what is "
+    "to be changed, or have each task given its own: Parallel(mmap_mode='c') copies only what is written to, "
+    "max_nbytes=None everything."
+)
 
 T = TypeVar("T")
 
@@ -68,7 +76,14 @@ class _Failed(Exception):
         self.failure = failure
 
 
-def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any]:
+def copied(view: memoryview) -> Any:
+    """Copy a buffer of a result."""
+    return np.array(view, dtype=np.uint8)
+
+
+def run_chunk(
+    request: Request, values: Sequence[Any], place: Place, export: Callable[[memoryview], Any] = copied
+) -> list[Any]:
     """Run the calls of a chunk in order, until one fails or the chunk's time is over.
 
     Parameters
@@ -79,6 +94,8 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
         The buffers it refers to by position.
     place
         Where it runs.
+    export
+        Makes the copy of a result's buffer that is sent.
 
     Returns
     -------
@@ -86,7 +103,7 @@ def run_chunk(request: Request, values: Sequence[Any], place: Place) -> list[Any
         A `Reply` as bytes, then the buffers of its results.
     """
     spec = _spec(request.spec)
-    results = _Results()
+    results = _Results(export)
     failure = None
     capture = Capture(spec.filters, cloudpickle.dumps) if place.captures(spec) else None
     # Modules are imported here, whose warnings are none of the task's.
@@ -173,6 +190,8 @@ def _spec(data: bytes) -> CallSpec:
 
 def _raised(error: BaseException) -> _Failed:
     """Give the failure of a task that raised: its own fault, which belongs to the client."""
+    if isinstance(error, ValueError) and "read-only" in str(error):
+        error.add_note(_READ_ONLY)
     # SystemExit must end neither the worker nor, raised there again, the client.
     return _Failed(_failure(wire.EXITED if isinstance(error, (SystemExit, GeneratorExit)) else wire.RAISED, error))
 
@@ -246,13 +265,13 @@ class _Calls:
             raise function
         return function
 
-    def _load(self, data: bytes, buffers: Sequence[tuple[int, bool, bool]], part: str) -> Any:
+    def _load(self, data: bytes, buffers: Sequence[tuple[int, int, bool]], part: str) -> Any:
         try:
             return self._unpickle(data, buffers)
         except BaseException as error:  # user code ran: any fault of it is the task's
             raise _Failed(_failure(wire.UNREADABLE, error, part)) from None
 
-    def _unpickle(self, data: bytes, buffers: Sequence[tuple[int, bool, bool]]) -> Any:
+    def _unpickle(self, data: bytes, buffers: Sequence[tuple[int, int, bool]]) -> Any:
         views = [self._buffer(*reference) for reference in buffers]
         if not self._request.scattered:
             return pickle.loads(data, buffers=views)
@@ -262,14 +281,20 @@ class _Calls:
         for name, (head, *buffers) in self._request.scattered:
             if name == persistent_id:
                 views = [self._buffer(*reference) for reference in buffers]
-                return pickle.loads(self._values[head[0]], buffers=views)
+                return pickle.loads(_view(self._values[head[0]]), buffers=views)
         raise pickle.UnpicklingError(f"nothing was sent ahead under the name {persistent_id!r}")
 
-    def _buffer(self, position: int, mapped: bool, writable: bool) -> Any:
+    def _buffer(self, position: int, sharing: int, writable: bool) -> Any:
         value = self._values[position]
-        if mapped or not writable:
-            return memoryview(value).toreadonly()
-        return bytearray(value)
+        if sharing == wire.COPY_ON_WRITE and isinstance(value, Attached):
+            return value.copy_on_write()
+        if sharing == wire.SHARED or not (writable or sharing == wire.COPY_ON_WRITE):
+            return _view(value).toreadonly()
+        return bytearray(_view(value))
+
+
+def _view(value: Any) -> memoryview:
+    return value.view if isinstance(value, Attached) else memoryview(value)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -288,7 +313,8 @@ class _Unpickler(pickle.Unpickler):
 class _Results:
     """Collect results as bytes as soon as they are there: the task may go on changing them."""
 
-    def __init__(self) -> None:
+    def __init__(self, export: Callable[[memoryview], Any]) -> None:
+        self._export = export
         self._groups: list[tuple[Any, ...]] = []
         self._atoms: list[Any] = []
         self._buffers: list[Any] = []
@@ -302,7 +328,7 @@ class _Results:
             self._close_atoms()
             try:
                 data, views, _ = dump(result)
-                copies = [np.array(view, dtype=np.uint8) for view in views]
+                copies = list(map(self._export, views))
             except Exception as error:  # user code ran: the result does not pickle
                 raise _Failed(_failure(wire.UNSENDABLE, error, f"result, a {type(result).__name__},")) from None
             self._groups.append((wire.ONE, data, len(copies)))

@@ -1,0 +1,1 @@
+"""What large arguments cost: time, bytes over sockets, memory."""
