@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 PINS := requirements/constraints.txt
 LOWEST_PINS := requirements/lowest.txt
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-upstream test-lowest lint format lock clean bench-data
+.PHONY: help demo test test-upstream test-lowest lint format lock clean bench-dispatch bench-simulate bench-scale bench-data
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,15 @@ lint: $(VENV)/.ready ## Check style, types and layers
 	@! grep -rnE '^\s*(import|from) jobfleet\b' src || \
 	  { echo "imports inside the package are relative: on a worker it runs under a private name" >&2; exit 1; }
 
+bench-dispatch: $(VENV)/.bench ## Measure jobfleet beside joblib's other backends (25 minutes); BENCH_ARGS="--rows tiny" chooses
+	$(BIN)/python -m benchmarks.dispatch --picture benchmarks/results/dispatch.svg $(BENCH_ARGS)
+
+bench-simulate: $(VENV)/.ready ## Simulate how calls are cut into chunks, for up to 10,000 slots
+	$(BIN)/python -m benchmarks.simulate $(BENCH_ARGS)
+
+bench-scale: $(VENV)/.ready ## Measure what a task costs in clusters of up to 64 workers in one process
+	$(BIN)/python -m benchmarks.scale $(BENCH_ARGS)
+
 bench-data: $(VENV)/.ready ## Measure what large arguments cost beside joblib's other backends (an hour); BENCH_ARGS="--rows list" chooses
 	$(BIN)/python -m benchmarks.data $(BENCH_ARGS)
 
@@ -47,14 +57,14 @@ lock: ## Pin the newest versions of everything in requirements/constraints.txt
 	rm -rf .venv-lock
 	$(call make-venv,.venv-lock)
 	.venv-lock/bin/python -m pip install -qq --upgrade pip
-	.venv-lock/bin/python -m pip install -qq --editable '.[demo]' --group dev hatchling editables
+	.venv-lock/bin/python -m pip install -qq --editable '.[demo]' --group dev --group bench hatchling editables
 	( echo "# What .venv is made of: written by \`make lock\`, the newest versions that go together."; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude setuptools ) > $(PINS)
 	rm -rf .venv-lock
 
 clean: ## Remove the virtual environments and all that tools leave behind
 	rm -rf $(VENV) $(LOWEST) .venv-lock build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call make-venv,directory): a fresh virtual environment, or a word on why there is none
 define make-venv
@@ -76,6 +86,10 @@ endef
 $(VENV)/.ready: pyproject.toml $(PINS)
 	$(call make-venv,$(VENV))
 	$(call install,$(VENV),$(PINS),dev)
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(BIN)/python -m pip install -qq --constraint $(PINS) --group bench
+	@touch $@
 
 $(LOWEST)/.ready: pyproject.toml $(LOWEST_PINS)
 	$(call make-venv,$(LOWEST))

@@ -13,7 +13,6 @@ import dask.config
 from joblib.disk import memstr_to_bytes
 
 from ._call.call import CallSetup, Outputs, ParallelCall
-from ._call.chunking import BUDGET_S
 from ._call.state import CallLimits
 from ._compat import (
     FallbackToBackend,
@@ -176,7 +175,6 @@ class JobfleetBackend(ParallelBackendBase):
             host_slots=self._slots.per_host,
             initializer=_pickled_initializer(options),
             nested=options.inherited(),
-            budget_s=None if fixed_batches else BUDGET_S,
         )
         limits = CallLimits(
             n_jobs=self.parallel.n_jobs,
@@ -184,8 +182,9 @@ class JobfleetBackend(ParallelBackendBase):
             streamed=self.parallel.return_generator,
             ordered=self.parallel.return_ordered,
             retries=options.retries,
-            ahead_per_slot=ahead_per_slot(self.parallel),
+            ahead_per_slot=_ahead_per_slot(self.parallel),
             no_workers_timeout_s=options.wait_for_workers_timeout,
+            return_exceptions=options.return_exceptions,
         )
         session = engine.open(options, lends_thread=self._lends_thread())
         self._call = ParallelCall(
@@ -253,6 +252,16 @@ def nested_backend(spec: CallSpec, engine: Engine) -> JobfleetBackend:
     backend.inner_max_num_threads = spec.inner_max_num_threads
     backend._engine = engine
     return backend
+
+
+def _ahead_per_slot(parallel: Any) -> float | None:
+    """Give how many batches are dispatched ahead for each slot.
+
+    Two is what joblib and scikit-learn do when the user has said nothing. Both of them may be on their way to a slot:
+    two more let the end of the input be seen before the queue is empty, so that what is left can be shared out.
+    """
+    ahead = ahead_per_slot(parallel)
+    return 4.0 if ahead == 2.0 else ahead
 
 
 def _make_engine(options: Options) -> Engine:

@@ -23,6 +23,7 @@ __all__ = [
     "dispatch_more",
     "fail_call",
     "forget_leftovers",
+    "input_ended",
     "raise_early_failure",
 ]
 
@@ -34,7 +35,7 @@ def batch_calls(batch: Any) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
 
 
 def ahead_per_slot(parallel: Parallel) -> float | None:
-    """Give the batches dispatched ahead for each slot; None if `pre_dispatch` does not depend on the slots."""
+    """Give the batches to be dispatched ahead for each slot; None if `pre_dispatch` does not depend on the slots."""
     pre_dispatch = parallel.pre_dispatch
     if not isinstance(pre_dispatch, str) or "n_jobs" not in pre_dispatch:
         return None
@@ -42,13 +43,16 @@ def ahead_per_slot(parallel: Parallel) -> float | None:
     return float(joblib.parallel.eval_expr(pre_dispatch.replace("n_jobs", str(many))) / many)
 
 
-def dispatch_more(parallel: Parallel) -> bool:
-    """Have joblib dispatch one batch more than it would by itself, and tell whether there may be another."""
+def input_ended(parallel: Parallel) -> bool:
+    """Whether joblib has found the end of the user's iterable, or reads all of it at once."""
+    return parallel._original_iterator is None
+
+
+def dispatch_more(parallel: Parallel) -> None:
+    """Have joblib dispatch one batch more than it would by itself, if there is one."""
     with parallel._lock:
-        if parallel._aborting or parallel._original_iterator is None:
-            return False
-        parallel.dispatch_next()
-    return True
+        if not parallel._aborting and parallel._original_iterator is not None:
+            parallel.dispatch_next()
 
 
 def fail_call(parallel: Parallel, error: BaseException) -> None:

@@ -87,8 +87,6 @@ class CallSpec(_Message):
     """Pickled ``(initializer, initargs)``, run once per worker process."""
     nested: tuple[tuple[str, Any], ...]
     """Options that calls made by the tasks inherit; plain values."""
-    budget_s: float | None
-    """A chunk that has run this long returns what it has; None: it runs to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +105,11 @@ class Request(_Message):
     immutable atoms, or ``(ONE, function or None, pickle, buffers)``. Without function the pickle holds that too."""
     scattered: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...]
     """Objects sent ahead: their persistent id, and where their pickle and its buffers are."""
+    budget_s: float | None = None
+    """After this time no further task is begun, and what there is is returned; None: all are run."""
+    report_every: int = 0
+    """Before the first task, and each one that is a multiple of this further, the scheduler is told; 0: never.
+    So it is known who ran when the worker dies."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ DEFAULTS = {
     # Long enough for a batch queue or a cloud autoscaler to bring the first worker.
     "wait-for-workers-timeout": 300.0,
     "max-nesting-depth": 16,
+    "worker-ttl": 30.0,
     # Large buffers are kept here, once per host, as long as they take no more than this share of it.
     "shared-memory": "/dev/shm",
     "shared-memory-share": 0.5,
@@ -50,6 +51,12 @@ class Options:
         Seconds to wait for a first worker; 0 does not wait.
     retries
         How often a call that raises is run again before its exception is given to the caller.
+    return_exceptions
+        Give the exception of a task that fails, or kills its workers, in place of its result, and go on; as
+        `asyncio.gather` does. Not for calls that tasks make.
+    worker_ttl
+        Seconds after which the tasks of a worker that gives no sign of life run on another one too; None: never.
+        Whichever answers first counts.
     initializer, initargs
         Called as ``initializer(*initargs)`` once in each worker process.
     workers, allow_other_workers, resources, priority, fifo_timeout
@@ -66,8 +73,8 @@ class Options:
 
     Notes
     -----
-    `wait_for_workers_timeout` and `max_nesting_depth` default to Dask's configuration
-    (``jobfleet.wait-for-workers-timeout``, ``jobfleet.max-nesting-depth``).
+    `wait_for_workers_timeout`, `max_nesting_depth` and `worker_ttl` default to Dask's configuration
+    (``jobfleet.wait-for-workers-timeout``, ``jobfleet.max-nesting-depth``, ``jobfleet.worker-ttl``).
     """
 
     client: Any = None
@@ -78,6 +85,8 @@ class Options:
     scatter: tuple[Any, ...] = ()
     wait_for_workers_timeout: float = field(default_factory=lambda: _configured("wait-for-workers-timeout"))
     retries: int = 0
+    return_exceptions: bool = False
+    worker_ttl: float | None = field(default_factory=lambda: _configured("worker-ttl"))
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
     workers: Any = None
@@ -99,6 +108,8 @@ class Options:
         self._check("initializer", Callable)
         self._check("resources", Mapping)
         _number("wait_for_workers_timeout", self.wait_for_workers_timeout, 0)
+        if self.worker_ttl is not None:
+            _number("worker_ttl", self.worker_ttl, 1)
         _number("priority", self.priority, None)
         _integer("retries", self.retries, 0)
         _integer("max_nesting_depth", self.max_nesting_depth, 1)
@@ -106,8 +117,9 @@ class Options:
         if not isinstance(self.initargs, (tuple, list)):
             raise OptionTypeError(f"initargs must be a tuple of arguments, got {self.initargs!r}")
         object.__setattr__(self, "initargs", tuple(self.initargs))
-        if not isinstance(self.allow_other_workers, bool):
-            raise OptionTypeError(f"allow_other_workers must be a bool, got {self.allow_other_workers!r}")
+        for name in ("allow_other_workers", "return_exceptions"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionTypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         object.__setattr__(self, "workers", _worker_list(self.workers))
         for name, amount in (self.resources or {}).items():
             _number(f"resources[{name!r}]", amount, 0)
@@ -141,7 +153,7 @@ class Options:
 
     def inherited(self) -> tuple[tuple[str, Any], ...]:
         """Give what calls made inside a task take over, as plain values."""
-        names = ("wait_for_workers_timeout", "retries", "max_nesting_depth")
+        names = ("wait_for_workers_timeout", "retries", "max_nesting_depth", "worker_ttl")
         inherited = {**{n: getattr(self, n) for n in names}, **self.submit_keywords()}
         if "resources" in inherited:
             inherited["resources"] = dict(inherited["resources"])

@@ -86,7 +86,8 @@ class _ScriptedSession(LocalSession):
         if fault is None:
             super().submit(chunk, label, done)
         else:
-            done(Lost(fault, RuntimeError("scripted")))
+            # A worker that dies does so when the first task of the chunk has started.
+            done(Lost(fault, RuntimeError("scripted"), started=0 if chunk.report_every else None))
 
 
 def _place(closed: Callable[[], bool], region: Interruptible) -> TaskPlace:

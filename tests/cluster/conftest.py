@@ -46,10 +46,10 @@ class Processes:
         self.running.append(process)
         return process
 
-    def start_scheduler(self):
+    def start_scheduler(self, port=0):
         """Start a scheduler and wait for its file."""
         process = self.start(
-            "distributed.cli.dask_scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"
+            "distributed.cli.dask_scheduler", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
         )
         wait_until(lambda: self.scheduler_file.exists() or process.poll() is not None, "a scheduler", START_WITHIN_S)
         assert process.poll() is None, self.logs()

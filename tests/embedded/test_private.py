@@ -13,7 +13,9 @@ from distributed.comm import connect
 SHOW = """
 import json
 client = embedded_client()
-addresses = [client.scheduler.address, *client.scheduler_info()["workers"]]
+# The client itself uses no socket.
+scheduler = client.run(lambda dask_worker: dask_worker.scheduler.address).popitem()[1]
+addresses = [scheduler, *client.scheduler_info()["workers"]]
 directories = list(client.run(lambda dask_worker: dask_worker.local_directory).values())
 print(json.dumps([addresses, directories]), flush=True)
 sys.stdin.read()
@@ -48,7 +50,8 @@ import asyncio
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_private import ask
 client = embedded_client()
-print(asyncio.run(ask(client.scheduler.address, client.security)))
+worker = client.scheduler_info()["workers"].popitem()[0]
+print(asyncio.run(ask(worker, client.security)))
 """)
 
 

@@ -10,6 +10,7 @@ import time
 import pytest
 from joblib import Parallel, delayed
 
+from tests.faults.conftest import assert_nothing_is_left
 from tests.witness import count, mark, names, wait_until, wait_until_still
 
 N_TASKS = 20
@@ -95,20 +96,6 @@ def directory(tmp_path):
     yield tmp_path
     (tmp_path / "over").touch()
     wait_until(lambda: count(tmp_path / "ended") == count(tmp_path / "started"), "all tasks ended")
-
-
-def keys_on(dask_scheduler):
-    return list(dask_scheduler.tasks)
-
-
-def nothing_runs(dask_worker):
-    return not dask_worker.state.tasks and not dask_worker.state.executing
-
-
-def assert_nothing_is_left(client):
-    wait_until(lambda: not client.run_on_scheduler(keys_on), "no key left on the scheduler")
-    wait_until(lambda: all(client.run(nothing_runs).values()), "no task left on the workers")
-    assert not client.futures
 
 
 def assert_stopped(directory):

@@ -28,7 +28,6 @@ def spec(**changes):
         "host_slots": 1,
         "initializer": None,
         "nested": (),
-        "budget_s": None,
     }
     return CallSpec(**{**values, **changes}).to_bytes()
 
@@ -78,9 +77,9 @@ class Client:
     def release(self, task):
         self.encoder.release(task if isinstance(task, AtomCalls) else [task])
 
-    def pack(self, tasks, **spec_changes):
+    def pack(self, tasks, budget_s=None, **spec_changes):
         pieces = [task if isinstance(task, AtomCalls) else [task] for task in tasks]
-        return pack(pieces, spec(**spec_changes), self.max_nbytes)
+        return pack(pieces, spec(**spec_changes), self.max_nbytes, budget_s=budget_s)
 
     def run(self, tasks, **spec_changes):
         """Run tasks as one chunk; a failure raises `Failed`."""

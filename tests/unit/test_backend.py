@@ -343,8 +343,8 @@ def note(x):
         ({}, 0),
         ({0: LostKind.DATA}, 1),
         (dict.fromkeys(range(10), LostKind.DATA), 10),
-        ({0: LostKind.WORKER}, 2),  # both of its tasks alone
-        ({0: LostKind.WORKER, 1: LostKind.DATA, 3: LostKind.DATA}, 4),
+        ({0: LostKind.WORKER}, 1),
+        ({0: LostKind.WORKER, 1: LostKind.DATA, 3: LostKind.DATA}, 3),
     ],
 )
 def test_what_is_lost_runs_again_and_is_delivered_once(faults, n_more):
@@ -359,7 +359,7 @@ def test_what_is_lost_runs_again_and_is_delivered_once(faults, n_more):
 @pytest.mark.parametrize(
     ("faults", "error"),
     [
-        ({0: LostKind.WORKER, 1: LostKind.WORKER}, WorkerLostError),
+        (dict.fromkeys(range(3), LostKind.WORKER), WorkerLostError),
         ({0: LostKind.SCHEDULER}, ClusterLostError),
         ({0: LostKind.ENGINE}, ClusterError),
     ],

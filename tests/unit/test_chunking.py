@@ -4,34 +4,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobfleet._call.chunking import BUDGET_S, MAX_CHUNK_NBYTES, MAX_WAITING_S, MIN_WAITING_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import LEAST_BUDGET_S, MAX_CHUNK_NBYTES, MAX_WAITING_S, MIN_WAITING_S, TARGET_S, ChunkSizer
 
 pytestmark = pytest.mark.timeout(20)
 
-GROWTH = 16
+GROWTH = 256
 LARGEST = 10_000
 
 
 def sized_by(*durations_s):
     """Give a sizer that has seen chunks of one task with these durations."""
-    sizer = ChunkSizer()
+    sizer = ChunkSizer(2)
     for duration_s in durations_s:
         sizer.observe(1, duration_s)
     return sizer
 
 
 def test_begins_with_single_tasks_one_per_slot():
-    sizer = ChunkSizer()
+    sizer = ChunkSizer(2)
     assert (sizer.size, sizer.mean_s, sizer.chunks_per_slot()) == (1, None, 1)
 
 
 def test_grows_by_a_bounded_factor_however_short_the_tasks():
-    sizer = ChunkSizer()
+    sizer = ChunkSizer(2)
     sizes = []
     for _ in range(6):
         sizer.observe(sizer.size, 0.0)
         sizes.append(sizer.size)
-    assert sizes == [GROWTH, GROWTH**2, GROWTH**3, LARGEST, LARGEST, LARGEST]
+    assert sizes == [GROWTH, *[LARGEST] * 5]
 
 
 def test_shrinks_at_once_when_tasks_turn_out_long():
@@ -58,7 +58,7 @@ def test_follows_a_jump_by_a_thousand_within_a_few_chunks(before_s, after_s):
 
 @pytest.mark.parametrize("nbytes", [1000, MAX_CHUNK_NBYTES // 10, MAX_CHUNK_NBYTES * 10])
 def test_a_chunk_carries_no_more_than_may_pass_at_once(nbytes):
-    sizer = ChunkSizer()
+    sizer = ChunkSizer(2)
     for _ in range(10):
         sizer.observe(sizer.size, 0.0, nbytes * sizer.size)
     assert sizer.size == 1 or sizer.size * nbytes <= MAX_CHUNK_NBYTES
@@ -69,16 +69,36 @@ def test_what_waits_is_shared_out_in_ever_smaller_chunks():
     sizer = sized_by(*[0.01] * 20)
     left, sizes = 100, []
     while left:
-        sizes.append(min(left, sizer.chunk_size(left, n_slots=2)))
+        sizes.append(min(left, sizer.share(left, 100 - left, is_all=True)))
         left -= sizes[-1]
     assert sizes[0] == sizer.size == 20
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] <= 2 == min(sizes[:-1]), "but not so small that a chunk costs more than it does"
+    assert min(sizes[:-1]) >= 2, "but not so small that a chunk costs more than it does"
+
+
+def test_what_has_come_so_far_is_shared_among_all_slots():
+    sizer = sized_by(*[0.01] * 20)
+    sizer.n_slots = 10
+    assert [sizer.share(n, 0, is_all=False) for n in (1000, 100, 50)] == [20, 10, 5]
+    assert [sizer.share(n, 0, is_all=True) for n in (1000, 100, 50)] == [20, 5, 3]
+
+
+def test_no_slot_gets_more_than_its_part_of_what_is_left():
+    sizer = sized_by(*[0.005] * 20)
+    assert sizer.share(6, 0, is_all=True) == 3
+    assert sizer.share(6, 4, is_all=True) == 4, "a smaller chunk would cost more than it does"
 
 
 def test_very_short_tasks_are_not_shared_out():
-    sizer = sized_by(*[1e-6] * 20)
-    assert sizer.chunk_size(5000, n_slots=8) == LARGEST
+    assert sized_by(*[1e-6] * 20).share(5000, 20_000, is_all=True) == LARGEST
+
+
+@pytest.mark.parametrize("n_slots", [64, 1000, 10_000])
+def test_many_slots_have_longer_chunks_so_that_one_scheduler_can_feed_them(n_slots):
+    sizer = ChunkSizer(n_slots)
+    for _ in range(20):
+        sizer.observe(sizer.size, sizer.size * 0.05)
+    assert n_slots / (sizer.size * 0.05) <= 320, "chunks a second"
 
 
 def test_a_chunk_that_finished_nothing_tells_nothing():
@@ -95,14 +115,17 @@ def test_chunks_wait_behind_one_another_unless_they_are_long_or_too_short_for_da
     assert sized_by(MIN_WAITING_S / GROWTH * 0.99).chunks_per_slot() == 1
 
 
-def test_a_chunk_is_given_more_time_than_it_is_meant_to_take():
-    assert TARGET_S < BUDGET_S < MAX_WAITING_S
+def test_a_chunk_is_given_twice_the_time_it_should_take_and_not_less_than_a_moment():
+    sizer = sized_by(*[0.01] * 20)
+    assert sizer.budget_s(20) == pytest.approx(0.4)
+    assert sizer.budget_s(1) == LEAST_BUDGET_S
+    assert ChunkSizer(2).budget_s(1) == LEAST_BUDGET_S
 
 
 @settings(deadline=None, database=None)
 @given(st.floats(1e-6, 10.0))
 def test_settles_on_chunks_of_the_target_duration(task_s):
-    sizer = ChunkSizer()
+    sizer = ChunkSizer(2)
     for _ in range(60):
         sizer.observe(sizer.size, sizer.size * task_s)
     assert sizer.size == 1 or sizer.size * task_s <= TARGET_S * 1.001
@@ -112,7 +135,7 @@ def test_settles_on_chunks_of_the_target_duration(task_s):
 @settings(deadline=None, database=None)
 @given(st.lists(st.tuples(st.integers(0, 1000), st.floats(0, 1e6, allow_nan=False)), max_size=30))
 def test_stays_within_bounds_whatever_it_is_told(chunks):
-    sizer = ChunkSizer()
+    sizer = ChunkSizer(2)
     for n_tasks, seconds in chunks:
         before = sizer.size
         sizer.observe(n_tasks, seconds)

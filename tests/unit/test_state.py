@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobfleet._call.chunking import MAX_WAITING_S, TARGET_S, ChunkSizer
-from jobfleet._call.recovery import MAX_DATA_LOSSES
+from jobfleet._call.chunking import LEAST_BUDGET_S, MAX_WAITING_S, TARGET_S, ChunkSizer
+from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
     AskForMore,
     BatchArrived,
@@ -42,7 +42,7 @@ def limits(**changes):
 class WholeChunks(ChunkSizer):
     """The policy without what it does at the end of a queue, which has tests of its own."""
 
-    def chunk_size(self, n_queued, n_slots):
+    def share(self, n_queued, n_sent, is_all):
         return self.size
 
 
@@ -50,7 +50,7 @@ class Call:
     """A call whose chunks are answered by hand; the result of task t is ``10 * t``."""
 
     def __init__(self, slots=2, **changes):
-        self.state = CallState(limits(**changes), slots, WholeChunks())
+        self.state = CallState(limits(**changes), slots, sizer=WholeChunks(slots))
         self.now_s = 1000.0
         self.sent = {}
         self.delivered = []
@@ -84,11 +84,11 @@ class Call:
         results = [10 * task for task in tasks[:n_done]]
         return self.tell(ChunkReplied(chunk, results, error, each_s * n_done, nested))
 
-    def lose(self, tasks, kind=LostKind.WORKER, error=LOST):
+    def lose(self, tasks, kind=LostKind.WORKER, error=LOST, started=None):
         tasks = tuple(tasks)
         (chunk,) = (number for number, sent in self.sent.items() if sent == tasks)
         del self.sent[chunk]
-        return self.tell(ChunkLost(chunk, kind, error))
+        return self.tell(ChunkLost(chunk, kind, error, started))
 
     def slots(self, total):
         return self.tell(SlotsChanged(total))
@@ -385,28 +385,54 @@ def test_what_has_lost_its_data_is_not_mixed_with_what_comes_later():
 def test_what_may_kill_its_worker_is_not_mixed_with_what_comes_later():
     call = two_more_in_flight_than_go_now()
     assert call.lose([0, 1]) == []
-    goes_before_what_comes_later(call, (0,), (1,))
+    goes_before_what_comes_later(call, (0, 1))
 
 
-def test_a_lost_worker_has_its_tasks_run_one_by_one():
+def sends(commands):
+    return [(tuple(c.tasks), c.report_every, c.deaths) for c in commands if isinstance(c, Send)]
+
+
+def test_the_task_that_kills_workers_is_found_and_the_others_have_their_results():
     call = Call(slots=1, fixed_batches=True)
-    call.arrive(3)
+    call.arrive(9)
     call.arrive(2)
-    assert sent_tasks(call.lose([0, 1, 2])) == [(0,)]
-    assert sent_tasks(call.reply([0])) == [(1,)]
-    assert sent_tasks(call.reply([1])) == [(2,)]
-    commands = call.reply([2])
-    assert outcomes(commands) == [(0, [0, 10, 20], None)]
-    assert sent_tasks(commands) == [(3, 4)], "the next batch is whole again"
+    first = tuple(range(9))
+    assert sends(call.lose(first)) == [(first, 3, 1)], "every third task says that it starts"
+    commands = call.lose(first, started=3)
+    assert sends(commands) == [((0, 1, 2), 0, 0)], "those that ended or never ran are clear"
+    assert sends(call.reply([0, 1, 2])) == [((3, 4, 5), 1, 2)]
+    commands = call.lose([3, 4, 5], started=1)
+    assert outcomes(commands) == [(0, [], LOST)]
+    assert 5 in call.forgotten
+    assert outcomes(call.reply([9, 10])) == [(1, [90, 100], None)]
 
 
-def test_a_task_that_loses_its_worker_alone_is_the_one_to_blame():
-    call = Call(slots=2, fixed_batches=True)
-    call.arrive(2)
+def test_what_only_waited_on_the_worker_is_not_blamed():
+    call = Call(slots=1, fixed_batches=True)
     call.arrive(1)
-    call.lose([0, 1])
-    assert outcomes(call.lose([0])) == [(0, [], LOST)]
-    assert outcomes(call.reply([2])) == [(1, [20], None)]
+    call.lose([0])
+    for _ in range(MAX_UNSTARTED_LOSSES):
+        assert sends(call.lose([0])) == [((0,), 1, 1)]
+    assert outcomes(call.lose([0])) == [(0, [], LOST)], "but workers that die before anything runs end the call"
+
+
+def test_those_who_saw_two_workers_die_do_not_run_together():
+    call = Call(slots=3, fixed_batches=True)
+    for _ in range(3):
+        call.arrive(1)
+    for task in (0, 1):
+        call.lose([task])
+        call.lose([task], started=0)
+    assert sorted(call.sent.values()) == [(0,), (2,)]
+    assert sends(call.reply([2])) == []
+    assert sends(call.reply([0])) == [((1,), 1, 2)]
+
+
+def test_what_a_watched_chunk_leaves_stays_watched():
+    call = Call(slots=1).knows_tasks_to_be(TARGET_S / 4)
+    call.arrive(4)
+    assert sends(call.lose([0, 1, 2, 3])) == [((0, 1, 2, 3), 2, 1)]
+    assert sends(call.reply([0, 1, 2, 3], n_done=1, each_s=TARGET_S / 4)) == [((1, 2, 3), 2, 1)]
 
 
 @pytest.mark.parametrize("kind", [LostKind.SCHEDULER, LostKind.ENGINE])
@@ -436,7 +462,7 @@ def test_new_slots_are_fed_from_the_queue_and_joblib_is_asked_for_more():
     call = Call(slots=1, ahead_per_slot=2.0)
     call.arrive(1)
     call.arrive(1)
-    assert call.slots(3) == [Send(1, range(1, 2)), AskForMore(4)]
+    assert call.slots(3) == [Send(1, range(1, 2), budget_s=LEAST_BUDGET_S), AskForMore(4)]
 
 
 @pytest.mark.parametrize(
@@ -638,7 +664,7 @@ def test_the_batch_that_the_consumer_waits_for_is_not_held_back():
     for task in [1, 2, 3, 4]:
         call.reply([task])
     assert call.delivered == [1, 2, 3, 4], "the look-ahead is used up"
-    assert call.reply([5]) == [Send(6, range(6, 7))]
+    assert sent_tasks(call.reply([5])) == [(6,)]
     assert outcomes(call.reply([0])) == [(0, [0], None)]
     # Only what waits for it is let through, not what comes after.
     assert call.consume(0) == []

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobfleet._call.chunking import BUDGET_S, MAX_WAITING_S
-from jobfleet._call.recovery import MAX_DATA_LOSSES
+from jobfleet._call.chunking import LEAST_BUDGET_S, MAX_WAITING_S
+from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_DEATHS, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
     AskForMore,
     BatchArrived,
@@ -51,6 +51,9 @@ class Books:
         self.suspects = set()  # tasks that have to run alone
         self.forgotten = []
         self.n_data_losses = 0
+        self.n_unstarted = 0
+        self.sent = {}
+        self.died = {}  # task: how many workers it has seen die
 
     @property
     def concurrency(self):
@@ -64,7 +67,7 @@ class Books:
         for command in self.state.handle(event, self.now_s):
             match command:
                 case Send():
-                    self.on_send(command.chunk, list(command.tasks))
+                    self.on_send(command)
                 case Deliver():
                     self.on_deliver(command)
                 case Forget():
@@ -75,7 +78,8 @@ class Books:
                     assert command.batches > 0
         self.check()
 
-    def on_send(self, chunk, tasks):
+    def on_send(self, command):
+        chunk, tasks = command.chunk, list(command.tasks)
         assert tasks == sorted(tasks) != []
         assert chunk not in self.chunks
         assert chunk not in self.settled
@@ -84,9 +88,13 @@ class Books:
             (batch,) = {self.batch_of[task] for task in tasks}
             assert tasks == list(self.batches[batch]) or self.troubled.issuperset(tasks)
         else:
-            assert len(tasks) <= self.state.sizer.size
+            assert len(tasks) <= self.state.sizer.size or command.deaths
         assert len(tasks) == 1 or self.suspects.isdisjoint(tasks)
+        assert {self.died.get(task, 0) for task in tasks} == {command.deaths}
+        assert bool(command.report_every) == bool(command.deaths)
+        assert command.deaths < 2 or not self.one_runs_by_itself(), "one might be blamed for the other"
         self.chunks[chunk] = tasks
+        self.sent[chunk] = command
         self.tasks.update(dict.fromkeys(tasks, chunk))
         # Where slots remain that are not ours to use, and where tasks make calls, nothing may wait on a slot.
         per_slot = 1 if self.nested or self.concurrency < self.slots else 2
@@ -97,6 +105,9 @@ class Books:
         elif self.limits.n_jobs > 0:
             most = self.limits.n_jobs
         assert len(self.chunks) <= most
+
+    def one_runs_by_itself(self):
+        return any(self.sent[chunk].deaths > 1 for chunk in self.chunks)
 
     def on_deliver(self, command):
         batch = self.batches[command.batch]
@@ -137,6 +148,8 @@ class Books:
                 assert batch in self.delivered, "its fate is known, joblib is not told"
         live = [t for t, state in self.tasks.items() if state not in (DONE, GIVEN_UP)]
         waiting = [t for t in live if self.tasks[t] is WAITING and self.batch_of[t] not in self.delivered]
+        if self.one_runs_by_itself():
+            waiting = [t for t in waiting if self.died.get(t, 0) < 2]
         assert not waiting or len(self.chunks) >= min(self.concurrency, self.slots), "a slot is idle"
         assert live or not self.state.unfinished
 
@@ -165,15 +178,29 @@ class Books:
     def a_task_raises(self, pick, n_done):
         self.reply(pick, n_done, n_done, error=ValueError("in the task"))
 
-    def a_worker_dies(self, pick, _):
+    def a_worker_dies(self, pick, where):
         if not self.chunks:
             return
         number, tasks = self.settle(pick)
-        error = RuntimeError("the worker died")
-        self.suspects.update(tasks)
-        if len(tasks) == 1:
-            self.give_up(tasks, error)
-        self.tell(ChunkLost(number, LostKind.WORKER, error))
+        sent, error, started = self.sent[number], RuntimeError("the worker died"), None
+        if sent.report_every:
+            ran_last = where % (len(tasks) + 2)  # the last: it had not begun; the last but one: all had ended
+            if ran_last <= len(tasks):
+                started = ran_last if ran_last == len(tasks) else ran_last - ran_last % sent.report_every
+            elif self.n_unstarted == MAX_UNSTARTED_LOSSES - 1:
+                started = 0
+            else:
+                self.n_unstarted += 1
+            blamed = [] if started is None else tasks[started : started + sent.report_every]
+            if started is not None:
+                self.died.update(dict.fromkeys(tasks, 0))
+                self.died.update(dict.fromkeys(blamed, sent.deaths + 1))
+                if len(blamed) == 1 and sent.deaths + 1 == MAX_DEATHS:
+                    self.give_up(blamed, error)
+        else:
+            self.died.update(dict.fromkeys(tasks, 1))
+        assert max(self.died.values()) <= MAX_DEATHS
+        self.tell(ChunkLost(number, LostKind.WORKER, error, started))
 
     def data_are_lost(self, pick, _):
         if not self.chunks or self.n_data_losses == MAX_DATA_LOSSES:
@@ -246,10 +273,11 @@ class Books:
         if error is not None:
             failed = tasks[n_done]
             self.suspects.add(failed)
+            self.died[failed] = 0
             self.attempts[failed] = self.attempts.get(failed, 0) + 1
             if self.attempts[failed] > self.limits.retries:
                 self.give_up([failed], error)
-        seconds = n_done * [1e-4, 0.01, BUDGET_S, 2 * MAX_WAITING_S][each_s % 4]
+        seconds = n_done * [1e-4, 0.01, LEAST_BUDGET_S, 2 * MAX_WAITING_S][each_s % 4]
         results = [("result", task) for task in tasks[:n_done]]
         self.tell(ChunkReplied(number, results, error, seconds, nested))
 

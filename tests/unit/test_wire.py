@@ -26,7 +26,6 @@ MESSAGES = [
         host_slots=8,
         initializer=b"pickle",
         nested=(("retries", 1), ("resources", {"GPU": 1.0})),
-        budget_s=0.5,
     ),
     Request(
         spec=b"spec",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _wire as wire
-from .._compat import awaits_results, dispatch_more, fail_call
+from .._compat import awaits_results, dispatch_more, fail_call, input_ended
 from .._data.buffers import BlobTable
 from .._data.encode import Call, EncodedCalls, Encoder, EncodingError, unpicklable_part
 from .._data.packing import pack
@@ -50,6 +50,9 @@ _IDLE_S = 5.0
 
 #: How many messages the driver takes before it acts.
 _MAX_TOGETHER = 64
+
+#: How long joblib may be made to dispatch before what has come of it is sent.
+_ASK_S = 0.002
 
 #: How long the end of a call waits for its thread.
 _JOIN_S = 5.0
@@ -106,6 +109,8 @@ class _Arrived:
     calls: list[Call]
     encoded: EncodedCalls | None
     error: BaseException | None
+    failed: dict[int, BaseException]
+    """With `return_exceptions`, the errors of those that cannot be sent."""
     callback: Callable[[Outputs], None]
 
 
@@ -136,7 +141,7 @@ class ParallelCall:
         self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
         self._n_to_ask_for = 0
-        self._sent: dict[int, tuple[range, int]] = {}
+        self._sent: dict[int, tuple[Send, int]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._n_submitted = 0
         self._ended = False
@@ -162,15 +167,21 @@ class ParallelCall:
         """
         encoded: EncodedCalls | None = None
         error: BaseException | None = None
+        reasons: dict[int, Exception] | None = {} if self._setup.limits.return_exceptions else None
         try:
-            encoded = self._encoder.encode(calls)
+            encoded = self._encoder.encode(calls, reasons)
         except EncodingError as failure:
-            i, reason = failure.position, failure.__cause__
+            reason = failure.__cause__
             assert isinstance(reason, Exception)
-            error = not_sendable(reason, unpicklable_part(*calls[i]), self._n_submitted + i, calls[i])
-            error.__cause__ = reason
+            error = self._not_sendable(calls, failure.position, reason)
+        failed = {i: self._not_sendable(calls, i, reason) for i, reason in (reasons or {}).items()}
         self._n_submitted += len(calls)
-        self._inbox.put(_Arrived(calls, encoded, error, callback))
+        self._inbox.put(_Arrived(calls, encoded, error, failed, callback))
+
+    def _not_sendable(self, calls: list[Call], i: int, reason: Exception) -> BaseException:
+        error = not_sendable(reason, unpicklable_part(*calls[i]), self._n_submitted + i, calls[i])
+        error.__cause__ = reason
+        return error
 
     def wait(self) -> None:
         """Wait until all results are there or the call has failed.
@@ -226,12 +237,13 @@ class ParallelCall:
         self._session.settle()
 
     def _turn(self) -> None:
-        """Take what has come, act on it, and let joblib dispatch once at most.
+        """Take what has come, act on it, and let joblib dispatch for a moment, once if that takes long.
 
         It then pulls the user's generator, which may be slow: what that yields must be on its way before it is
         pulled again.
         """
         events = [event for message in self._messages() for event in self._events(message)]
+        self._state.input_ended = input_ended(self._setup.parallel)
         commands = self._state.handle_all(events, time.monotonic())
         deliveries = [command for command in commands if isinstance(command, Deliver)]
         # A failure ends joblib's call: nothing may start after it.
@@ -247,13 +259,22 @@ class ParallelCall:
         if self._ended:
             return
         if self._n_to_ask_for:
-            self._n_to_ask_for -= 1
-            if not dispatch_more(self._setup.parallel):
-                self._n_to_ask_for = 0
+            self._ask_for_more()
         elif self._deliveries:
             self._deliver(self._deliveries.popleft())
             if not awaits_results(self._setup.parallel):
                 self._settle()
+
+    def _ask_for_more(self) -> None:
+        """Have joblib dispatch, for a moment if batches come fast: chunks should not be cut from a single small one."""
+        until = time.monotonic() + _ASK_S
+        while self._n_to_ask_for and not self._ended:
+            self._n_to_ask_for -= 1
+            dispatch_more(self._setup.parallel)
+            if input_ended(self._setup.parallel):
+                self._n_to_ask_for = 0
+            if time.monotonic() > until:
+                break
 
     def _messages(self) -> list[Any]:
         """Take the messages that are there; of failures among them the earliest task's counts.
@@ -290,36 +311,50 @@ class ParallelCall:
             case Send():
                 self._send(command)
             case Forget():
+                if not command.ended:
+                    self._emit(self._output.take(command.tasks, iter(())))
                 self._tasks.forget(command.tasks)
             case AskForMore():
                 self._n_to_ask_for += command.batches
 
     def _arrived(self, message: _Arrived) -> BatchArrived:
         self._callbacks.append(message.callback)
-        self._tasks.add(message.calls, message.encoded)
-        return BatchArrived(len(message.calls), message.error)
+        start = self._tasks.add(message.calls, message.encoded)
+        for position in message.failed:
+            task = range(start + position, start + position + 1)
+            self._tasks.forget(task)
+            self._emit(self._output.take(task, iter(())))
+        return BatchArrived(len(message.calls), message.error, message.failed)
 
     def _send(self, command: Send) -> None:
         pieces = list(self._tasks.pieces(command.tasks))
         setup = self._setup
-        encoded = [encoded for _, encoded in pieces]
-        chunk = pack(encoded, setup.spec, setup.max_nbytes, copy_on_write=setup.copy_on_write)
-        self._sent[command.chunk] = command.tasks, chunk.nbytes
+        chunk = pack(
+            [encoded for _, encoded in pieces],
+            setup.spec,
+            setup.max_nbytes,
+            copy_on_write=setup.copy_on_write,
+            report_every=command.report_every,
+            budget_s=command.budget_s,
+        )
+        self._sent[command.chunk] = command, chunk.nbytes
         inbox = self._inbox
         self._session.submit(
             chunk, label([calls for calls, _ in pieces]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
         )
 
     def _finished(self, chunk: int, outcome: Outcome) -> Event:
-        tasks, sent_nbytes = self._sent.pop(chunk)
+        sent, sent_nbytes = self._sent.pop(chunk)
+        tasks = sent.tasks
         if isinstance(outcome, Lost):
-            error = loss_error(outcome, tasks.start, self._tasks.call(tasks.start))
-            return ChunkLost(chunk, outcome.kind, error)
+            task = tasks[min(outcome.started or 0, len(tasks) - 1)]
+            error = loss_error(outcome, task, self._tasks.call(task), sent.deaths + outcome.deaths)
+            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]
         self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
-        if failure is not None:
+        if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
         nbytes = sent_nbytes + sum(len(part) for part in outcome)
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)

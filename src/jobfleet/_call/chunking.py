@@ -7,8 +7,17 @@ from math import ceil, sqrt
 #: A chunk of this duration hides what it costs to send one (about 10 ms, over the whole system).
 TARGET_S = 0.2
 
-#: A chunk may run this long before the worker returns what it has, however wrong the estimate was.
-BUDGET_S = 2 * TARGET_S
+#: With many slots chunks last longer: each takes the client and the scheduler some 3 ms, one core for all slots.
+TARGET_PER_SLOT_S = 0.005
+
+
+def target_s(n_slots: int) -> float:
+    """Give the duration a chunk should have."""
+    return max(TARGET_S, TARGET_PER_SLOT_S * n_slots)
+
+
+#: A chunk returns what it has when it has run twice as long as it should have, but not before this time.
+LEAST_BUDGET_S = 0.1
 
 #: A chunk waits on a worker behind another one only if chunks last this long at least and at most. If one of
 #: shorter ones turns out long, Dask never moves what waits behind it (it steals nothing whose duration is below
@@ -16,13 +25,14 @@ BUDGET_S = 2 * TARGET_S
 MIN_WAITING_S = 0.02
 MAX_WAITING_S = 1.0
 
-#: Towards the end of the queue chunks get smaller, so that all slots end together, but not smaller than this.
-MIN_SHARE_S = 0.02
+#: Towards the end of the queue chunks get smaller, so that all slots end together, but not smaller than this part
+#: of their duration.
+MIN_SHARE = 0.1
 
 #: A chunk carries no more than this, however short its tasks: it passes through the client and the scheduler whole.
 MAX_CHUNK_NBYTES = 8 * 2**20
 
-_MAX_GROWTH = 16
+_MAX_GROWTH = 256
 _MAX_SIZE = 10_000
 _MIN_TASK_S = 1e-6
 
@@ -30,17 +40,26 @@ _MIN_TASK_S = 1e-6
 class ChunkSizer:
     """Choose the size of chunks, and of joblib's batches, from the time tasks take on the worker.
 
+    Parameters
+    ----------
+    n_slots
+        How many chunks run at once.
+
+    Notes
+    -----
     The size starts at 1 and grows by a bounded factor, so that a few short tasks at the
     beginning do not commit many long ones to one chunk.
     """
 
+    n_slots: int
     size: int
     mean_s: float | None
     """Duration of a task, recent chunks counting more; None before any has run."""
     mean_nbytes: float
     """What a task makes travel, likewise."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_slots: int) -> None:
+        self.n_slots = n_slots
         self.size = 1
         self.mean_s = None
         self.mean_nbytes = 0.0
@@ -58,21 +77,29 @@ class ChunkSizer:
             # The geometric mean follows a fall by a factor of a thousand in a few chunks.
             self.mean_s = sqrt(self.mean_s * mean_s)
         self.mean_nbytes = max(nbytes / n_tasks, self.mean_nbytes / 2)
-        ideal = int(TARGET_S / self.mean_s)
+        ideal = int(target_s(self.n_slots) / self.mean_s)
         if self.mean_nbytes:
             ideal = min(ideal, int(MAX_CHUNK_NBYTES / self.mean_nbytes))
         self.size = max(1, min(ideal, self.size * _MAX_GROWTH, _MAX_SIZE))
 
-    def chunk_size(self, n_queued: int, n_slots: int) -> int:
-        """Give how many tasks the next chunk has, when so many wait for so many slots.
+    def share(self, n_queued: int, n_sent: int, is_all: bool) -> int:
+        """Give how many tasks the next chunk has, when so many wait and so many are on their way or run.
 
-        Half of what waits is shared out at a time (factoring: Flynn Hummel, Schonberg and Flynn, 1992), up to the
-        size that hides the cost of a chunk.
+        Up to the size that hides the cost of a chunk: each slot's share, or half of it at a time if no more tasks will
+        come (factoring: Flynn Hummel, Schonberg and Flynn, 1992).
         """
         if self.mean_s is None:
             return self.size
-        share = max(ceil(n_queued / (2 * n_slots)), ceil(MIN_SHARE_S / self.mean_s))
-        return min(self.size, share)
+        least = max(1, round(MIN_SHARE * target_s(self.n_slots) / self.mean_s))
+        if not is_all:
+            return min(self.size, max(least, ceil(n_queued / self.n_slots)))
+        # No slot gets more than its part of all that is left.
+        least = min(least, ceil((n_queued + n_sent) / self.n_slots))
+        return min(self.size, max(least, ceil(n_queued / (2 * self.n_slots))))
+
+    def budget_s(self, n_tasks: int) -> float:
+        """Give how long a chunk of so many tasks may run: however wrong the estimate, it holds up little."""
+        return max(LEAST_BUDGET_S, 2 * n_tasks * (self.mean_s or 0.0))
 
     def chunks_per_slot(self) -> int:
         """Give how many chunks a slot has: one runs, and one waits if chunks are known to be short."""

@@ -135,16 +135,17 @@ def _odd_exception(what: str, reason: str, index: int, text: str, worker: str) -
     )
 
 
-def loss_error(lost: Lost, index: int, call: Call) -> JobfleetError:
-    """Report a chunk that is given up because of a fault of the cluster."""
+def loss_error(lost: Lost, index: int, call: Call, deaths: int = 1) -> JobfleetError:
+    """Report a chunk that is given up because of a fault of the cluster; `deaths` workers have died with it."""
     text = describe(call)
     error: JobfleetError
     match lost.kind:
         case LostKind.WORKER:
+            last = f"Of the last one is known: {lost.cause}. " if lost.cause else ""
             error = WorkerLostError(
-                f"every worker that ran call {index}, {text}, died. A crash in native code, os._exit, or "
-                "more memory than the worker has are the likely causes; the workers' logs say more. "
-                f"Dask says: {lost.error}",
+                f"call {index}, {text}, ran {deaths} times, and each time its worker died. {last}A crash in native "
+                "code, os._exit, or more memory than the worker has are the likely causes; the workers' logs say more. "
+                "To have the other results with this error among them: parallel_config(..., return_exceptions=True)",
                 index,
                 text,
             )

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
 from .._engine.base import LostKind
 from .chunking import ChunkSizer
-from .recovery import after_loss, no_workers_left
+from .recovery import (
+    MAX_UNSTARTED_LOSSES,
+    after_death,
+    after_loss,
+    no_workers_left,
+    report_every,
+    runs_by_itself,
+)
 
 #: When chunks take longer than this, some more are shown to the cluster than it has slots.
 _STALL_S = 1.0
@@ -30,6 +37,8 @@ class BatchArrived:
     """Number of its tasks; their indices follow those of the batch before."""
     error: BaseException | None = None
     """Why it cannot be sent at all."""
+    failed: Mapping[int, BaseException] = field(default_factory=dict)
+    """Why some of its tasks, by position, cannot be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,10 @@ class ChunkLost:
     chunk: int
     kind: LostKind
     error: BaseException
+    started: int | None = None
+    """See `after_death`."""
+    deaths: int = 1
+    """How many workers have died with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +94,12 @@ class Send:
 
     chunk: int
     tasks: range
+    report_every: int = 0
+    """See `recovery.report_every`."""
+    deaths: int = 0
+    """How many workers have died with these tasks."""
+    budget_s: float | None = None
+    """See `Request.budget_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +107,8 @@ class Forget:
     """These tasks will not be sent again."""
 
     tasks: range
+    ended: bool = True
+    """Whether a worker has said what became of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +144,11 @@ class CallLimits:
     ordered: bool
     retries: int
     ahead_per_slot: float | None
-    """Batches that joblib dispatches ahead for each slot; None: `pre_dispatch` does not depend on the slots."""
+    """Batches to be dispatched ahead for each slot; None: as many as the user's `pre_dispatch` says."""
     no_workers_timeout_s: float
     """How long the call goes on when no worker is left."""
+    return_exceptions: bool = False
+    """What a task has failed with is its result."""
 
 
 @dataclass(slots=True)
@@ -140,10 +163,12 @@ class _Batch:
 @dataclass(slots=True)
 class _Chunk:
     tasks: range
-    losses: int = 0
+    losses: int
+    deaths: int
+    report_every: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Queued:
     """A stretch of tasks that wait to be sent."""
 
@@ -152,6 +177,12 @@ class _Queued:
     """Each of them is a chunk."""
     losses: int = 0
     """How often the chunk they were in was lost."""
+    deaths: int = 0
+    """How many workers have died with them. If any, they stay one chunk."""
+
+    def mixes(self) -> bool:
+        """Whether further tasks may join them."""
+        return not (self.alone or self.losses or self.deaths)
 
 
 @dataclass(slots=True)
@@ -173,10 +204,14 @@ class CallState:
 
     limits: CallLimits
     slots: int
-    sizer: ChunkSizer = field(default_factory=ChunkSizer)
+    input_ended: bool = False
+    """joblib has no more to dispatch, as far as is known."""
+    sizer: ChunkSizer = field(default_factory=lambda: ChunkSizer(1))
     _nested: bool = False
     _queue: deque[_Queued] = field(default_factory=deque)
     _n_queued: int = 0
+    _n_sent: int = 0
+    """Tasks in chunks that have not come back."""
     _batches: list[_Batch | None] = field(default_factory=list)
     _starts: list[int] = field(default_factory=list)
     """First task of each batch."""
@@ -200,7 +235,7 @@ class CallState:
     """Batches that were delivered and whose results were not all taken."""
 
     def __post_init__(self) -> None:
-        self._first_concurrency = self._concurrency(self.slots)
+        self._first_concurrency = self.sizer.n_slots = self._concurrency(self.slots)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take an event, give what must be done, see `handle_all`."""
@@ -255,17 +290,33 @@ class CallState:
             self._complete[number] = None
             return
         tasks = range(start, start + event.size)
+        if event.failed:
+            self._queue_the_others(tasks, event.failed)
+            return
         self._n_queued += event.size
         last = self._queue[-1] if self._queue else None
-        if last is None or self.limits.fixed_batches or last.alone or last.losses or last.tasks.stop != start:
+        if last is None or self.limits.fixed_batches or not last.mixes() or last.tasks.stop != start:
             self._queue.append(_Queued(tasks))
         else:
             last.tasks = range(last.tasks.start, tasks.stop)
+
+    def _queue_the_others(self, tasks: range, failed: Mapping[int, BaseException]) -> None:
+        start = tasks.start
+        for position, error in sorted(failed.items()):
+            task = tasks[position]
+            self._finish(range(task, task + 1), [error])
+            if start < task:
+                self._queue.append(_Queued(range(start, task)))
+            start = task + 1
+        if start < tasks.stop:
+            self._queue.append(_Queued(range(start, tasks.stop)))
+        self._n_queued += len(tasks) - len(failed)
 
     def _replied(self, event: ChunkReplied, commands: list[Command]) -> None:
         chunk = self._chunks.pop(event.chunk, None)
         if chunk is None:
             return  # a second reply: the first one counted
+        self._n_sent -= len(chunk.tasks)
         self._nested |= event.nested
         n_done = len(event.results)
         self.sizer.observe(n_done, event.seconds, event.nbytes)
@@ -276,7 +327,7 @@ class CallState:
         if event.error is not None:
             failed, left = left[:1], left[1:]
             self._failed(failed, event, event.error, commands)
-        self._requeue(left, commands)
+        self._requeue(left, commands, deaths=chunk.deaths)
 
     def _failed(self, task: range, event: ChunkReplied, error: BaseException, commands: list[Command]) -> None:
         tries = self._tries[task.start] = self._tries.get(task.start, 0) + 1
@@ -284,23 +335,53 @@ class CallState:
             self._requeue(task, commands, alone=True)
             return
         commands.append(Forget(task))
-        self._fail_batch(self._batch_number(task.start), error, commands)
+        self._end_badly(task, error, commands)
+
+    def _end_badly(self, tasks: range, error: BaseException, commands: list[Command]) -> None:
+        if self.limits.return_exceptions:
+            self._finish(tasks, [error] * len(tasks))
+            return
+        for number, _ in self._parts(tasks):
+            self._fail_batch(number, error, commands)
 
     def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
         chunk = self._chunks.pop(event.chunk, None)
         if chunk is None:
             return
+        self._n_sent -= len(chunk.tasks)
         losses = chunk.losses + 1
-        decision = after_loss(event.kind, losses, len(chunk.tasks))
-        if decision is not None:
-            self._requeue(chunk.tasks, commands, decision.alone, 0 if decision.alone else losses)
-        else:
-            commands.append(Forget(chunk.tasks))
+        if event.kind is LostKind.WORKER and losses <= MAX_UNSTARTED_LOSSES:
+            self._worker_died(chunk, event, losses, commands)
+        elif after_loss(event.kind, losses):
+            self._requeue(chunk.tasks, commands, losses=losses, deaths=chunk.deaths)
+        elif event.kind in (LostKind.WORKER, LostKind.DATA):
+            self._give_up(chunk.tasks, event.error, commands)
+        else:  # no task's fault
+            commands.append(Forget(chunk.tasks, ended=False))
             for number, _ in self._parts(chunk.tasks):
                 self._fail_batch(number, event.error, commands)
 
+    def _worker_died(self, chunk: _Chunk, event: ChunkLost, losses: int, commands: list[Command]) -> None:
+        tasks = chunk.tasks
+        verdict = after_death(len(tasks), chunk.report_every, event.started, chunk.deaths, event.deaths)
+        first, stop = verdict.suspects.start, verdict.suspects.stop
+        # What comes first in the call goes first again: each of these is put before the others.
+        self._requeue(tasks[stop:], commands)
+        if verdict.guilty is not None:
+            self._give_up(tasks[first:stop], event.error, commands)
+        else:
+            # Workers that die before it has started cannot go on doing so for ever.
+            unstarted = losses if verdict.deaths == chunk.deaths else 0
+            self._requeue(tasks[first:stop], commands, losses=unstarted, deaths=verdict.deaths)
+        self._requeue(tasks[:first], commands)
+
+    def _give_up(self, tasks: range, error: BaseException, commands: list[Command]) -> None:
+        commands.append(Forget(tasks, ended=False))
+        self._end_badly(tasks, error, commands)
+
     def _slots_changed(self, event: SlotsChanged, now_s: float) -> None:
         self.slots = event.total
+        self.sizer.n_slots = self._concurrency(self.slots)
         if event.total or not self.unfinished:
             self._empty_since_s = None
         elif self._empty_since_s is None:
@@ -358,7 +439,7 @@ class CallState:
             if dropped:
                 self._n_queued -= len(dropped)
                 commands.append(Forget(dropped))
-            kept.extend(_Queued(part, queued.alone, queued.losses) for part in (before, after) if part)
+            kept.extend(replace(queued, tasks=part) for part in (before, after) if part)
         self._queue = kept
 
     def _fail_all(self, error: BaseException) -> None:
@@ -366,6 +447,7 @@ class CallState:
         self._queue.clear()
         self._n_queued = 0
         self._chunks.clear()
+        self._n_sent = 0
         for number in range(self._first_undelivered, len(self._batches)):
             batch = self._batches[number]
             if batch is not None and number not in self._complete:
@@ -419,7 +501,7 @@ class CallState:
         """
         ahead, concurrency = self.limits.ahead_per_slot, self._concurrency(self.slots)
         knows_more = self.sizer.mean_s is not None or concurrency > self._first_concurrency
-        if ahead is None or not knows_more:
+        if ahead is None or not knows_more or self.input_ended:
             return
         size = self._weight(self.sizer.size)
         missing = int(ahead * concurrency) - self._n_awaited - ceil(self._n_undelivered / size)
@@ -433,7 +515,9 @@ class CallState:
 
     # Chunks
 
-    def _requeue(self, tasks: range, commands: list[Command], alone: bool = False, losses: int = 0) -> None:
+    def _requeue(
+        self, tasks: range, commands: list[Command], alone: bool = False, losses: int = 0, deaths: int = 0
+    ) -> None:
         """Queue tasks again, before all others, but for those whose batch has failed."""
         live: list[range] = []
         for number, part in self._parts(tasks):
@@ -445,7 +529,7 @@ class CallState:
             else:
                 live.append(part)
         self._n_queued += sum(map(len, live))
-        self._queue.extendleft(_Queued(part, alone, losses) for part in reversed(live))
+        self._queue.extendleft(_Queued(part, alone, losses, deaths) for part in reversed(live))
 
     def _concurrency(self, slots: int) -> int:
         """Give how many tasks may run at once."""
@@ -471,21 +555,31 @@ class CallState:
 
     def _send(self, commands: list[Command]) -> None:
         while self._queue and len(self._chunks) < self._max_chunks():
-            chunk = self._cut()
+            head = self._next_to_send()
+            if head is None:
+                return
+            chunk = self._cut(head)
             number, self._next_chunk = self._next_chunk, self._next_chunk + 1
             self._chunks[number] = chunk
-            commands.append(Send(number, chunk.tasks))
+            self._n_sent += len(chunk.tasks)
+            budget_s = None if self.limits.fixed_batches else self.sizer.budget_s(len(chunk.tasks))
+            commands.append(Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s))
 
-    def _cut(self) -> _Chunk:
+    def _next_to_send(self) -> _Queued | None:
         head = self._queue[0]
+        if not runs_by_itself(head.deaths) or not any(runs_by_itself(c.deaths) for c in self._chunks.values()):
+            return head
+        return next((queued for queued in self._queue if not runs_by_itself(queued.deaths)), None)
+
+    def _cut(self, head: _Queued) -> _Chunk:
         if head.alone:
             size = 1
-        elif self.limits.fixed_batches:
+        elif self.limits.fixed_batches or head.deaths:
             size = len(head.tasks)
         else:
-            size = self.sizer.chunk_size(self._n_queued, self._concurrency(self.slots))
+            size = self.sizer.share(self._n_queued, self._n_sent, self.input_ended)
         tasks, head.tasks = head.tasks[:size], head.tasks[size:]
         self._n_queued -= len(tasks)
         if not head.tasks:
-            self._queue.popleft()
-        return _Chunk(tasks, head.losses)
+            self._queue.remove(head)
+        return _Chunk(tasks, head.losses, head.deaths, report_every(len(tasks), head.deaths))

@@ -42,12 +42,13 @@ class TaskTable:
         self._starts: list[int] = []
         self._held: dict[int, _Held] = {}
 
-    def add(self, calls: list[Call], encoded: EncodedCalls | None) -> None:
-        """Take the next batch; without its encoded form only its indices are used up."""
+    def add(self, calls: list[Call], encoded: EncodedCalls | None) -> int:
+        """Take the next batch, give the index of its first task; without its encoded form only indices are used up."""
         if encoded is not None:
             self._held[len(self._starts)] = _Held(self._n_tasks, calls, encoded, len(calls))
         self._starts.append(self._n_tasks)
         self._n_tasks += len(calls)
+        return self._starts[-1]
 
     def call(self, task: int) -> Call:
         """Give the call with this index."""

@@ -140,16 +140,23 @@ class Encoder:
         self._scattered = {id(s.obj): s for s in scattered}
         self._functions = {}
 
-    def encode(self, calls: Sequence[Call]) -> EncodedCalls:
+    def encode(self, calls: Sequence[Call], errors: dict[int, Exception] | None = None) -> EncodedCalls:
         """Encode the calls of a batch.
 
         joblib has read them all from the user's iterable before it hands them over: nothing of the user's runs
         between one call and the next, so their function is looked at once.
 
+        Parameters
+        ----------
+        calls
+            The calls.
+        errors
+            Takes the errors of calls that do not pickle, by position: what is given for these must not be sent.
+
         Raises
         ------
         EncodingError
-            A call does not pickle.
+            A call does not pickle, and there is no `errors`.
         """
         alike = self._alike(calls)
         if alike is not None:
@@ -159,6 +166,10 @@ class Encoder:
             try:
                 tasks.append(self._encode(*call))
             except Exception as reason:  # user code ran
+                if errors is not None:
+                    errors[position] = reason
+                    tasks.append(EncodedTask(None, b""))
+                    continue
                 self.release(tasks)
                 raise EncodingError(position) from reason
         return tasks

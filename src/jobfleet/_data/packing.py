@@ -24,6 +24,8 @@ class PackedChunk:
     """To be stored on workers; the first values..."""
     inline: list[memoryview | bytes]
     """...and those that travel with the chunk, which follow them."""
+    report_every: int = 0
+    """How many tasks there are between two that say that they start; 0: none does."""
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +68,13 @@ class _Packer:
 
 
 def pack(
-    pieces: Sequence[EncodedCalls], spec: bytes, max_nbytes: int | None, *, copy_on_write: bool = False
+    pieces: Sequence[EncodedCalls],
+    spec: bytes,
+    max_nbytes: int | None,
+    *,
+    copy_on_write: bool = False,
+    report_every: int = 0,
+    budget_s: float | None = None,
 ) -> PackedChunk:
     """Lay out a chunk.
 
@@ -80,6 +88,10 @@ def pack(
         Buffers of at least this size are shared between tasks; None shares none.
     copy_on_write
         Tasks may write to what is shared, each for itself.
+    report_every
+        See `PackedChunk`.
+    budget_s
+        See `Request`.
     """
     functions: dict[int, EncodedFunction] = {}
     tasks: list[EncodedTask] = []
@@ -109,8 +121,10 @@ def pack(
         functions=tuple((f.data, packer.references(f.buffers), f.shared) for f in functions.values()),
         items=tuple(items),
         scattered=tuple(map(packer.scattered, scattered.values())),
+        report_every=report_every,
+        budget_s=budget_s,
     )
-    return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline])
+    return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline], report_every)
 
 
 def _joined(pieces: Iterable[EncodedCalls]) -> Iterator[EncodedCalls]:

@@ -29,6 +29,12 @@ class Lost:
 
     kind: LostKind
     error: BaseException
+    started: int | None = None
+    """Position in the chunk of the last task that said it starts; see `PackedChunk.report_every`."""
+    deaths: int = 1
+    """How many workers have died with the chunk."""
+    cause: str = ""
+    """What the last of them died of, if that is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -25,7 +27,10 @@ from ..errors import NoWorkersError
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
 from .connect import usable_client
+from .courier import LINGERING_NBYTES, courier_of
+from .deaths import deaths_of
 from .placement import Placement, Placing, forget_lost, placement_of
+from .silence import Copies, interval_s, silent_keys
 
 #: A chunk larger than this does not travel inside the task graph, which the scheduler keeps.
 _MAX_GRAPH_NBYTES = 2**20
@@ -33,8 +38,13 @@ _MAX_GRAPH_NBYTES = 2**20
 #: How often a running call asks the scheduler for its workers.
 _WATCH_INTERVAL_S = 1.0
 
+#: How often a chunk looks whether its client has found the scheduler again.
+_RECONNECT_LOOK_S = 0.1
+
 #: How often a chunk is sent again because a worker lacks its buffers or this package.
 _MAX_SENDINGS = 20
+
+logger = logging.getLogger(__name__)
 
 
 class DaskEngine:
@@ -74,7 +84,7 @@ class DaskEngine:
         keywords = options.submit_keywords()
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
-        return DaskSession(client, keywords, watched, placement_of(client), self._cancelled)
+        return DaskSession(client, keywords, watched, placement_of(client), self._cancelled, options.worker_ttl)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -170,6 +180,10 @@ class DaskSession:
     """Buffers that could not be stored."""
     _placement: Placement
     _watcher: asyncio.Task[None] | None
+    _waiting: dict[str, asyncio.Task[Any]]
+    """Who waits for the task with a key, and knows of no other that could answer for it."""
+    _silent: set[str]
+    """Tasks on workers that are silent."""
 
     def __init__(
         self,
@@ -178,6 +192,7 @@ class DaskSession:
         slots: Callable[[], Awaitable[Slots]],
         placement: Placement,
         cancelled: Callable[[], bool],
+        worker_ttl: float | None,
     ) -> None:
         self._client = client
         self._keywords = keywords
@@ -189,6 +204,11 @@ class DaskSession:
         self._futures = set()
         self._placing = {}
         self._watcher = None
+        self._deaths = deaths_of(client)
+        self._worker_ttl = worker_ttl
+        self._next_look_s = 0.0
+        self._waiting = {}
+        self._silent = set()
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk; returns at once."""
@@ -230,15 +250,21 @@ class DaskSession:
         """Bring one chunk to its outcome: `done` is called whatever happens, unless closed."""
         if self._closed:
             return
-        outcome: Outcome
-        try:
-            outcome = await self._reply(chunk, label)
-        except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
-            outcome = Lost(self._kind(error, chunk), error)
+        outcome: Outcome | None = None
+        while outcome is None:
+            try:
+                outcome = await self._reply(chunk, label)
+            except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
+                lost = await self._lost(error, chunk)
+                if lost.kind is LostKind.SCHEDULER and await self._reconnected():
+                    self._forget_lost(chunk)
+                else:
+                    outcome = lost
         if not self._closed:
             done(outcome)
 
     async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
+        await self._deaths.watched()
         request, inline = chunk.request, chunk.inline
         if chunk.nbytes > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
@@ -274,14 +300,45 @@ class DaskSession:
         if self._closed:
             # It was closed while buffers were placed: nothing would cancel this future any more.
             raise asyncio.CancelledError
-        keywords = self._keywords if code is None else {**self._keywords, "code": code}
-        future = self._client.submit(bootstrap(), package_code()[0], *values, key=key, pure=False, **keywords)
-        self._futures.add(future)
+        courier = courier_of(self._client)
+        sent: list[distributed.Future] = []
+
+        async def send(key: str, code: bytes | None) -> distributed.Future:
+            keywords = self._keywords if code is None else {**self._keywords, "code": code}
+            future = await courier.submit(bootstrap(), key, (package_code()[0], *values), keywords)
+            sent.append(future)
+            self._futures.add(future)
+            await self._cancel_if_closed()
+            return future
+
+        async def result_of_copy(copy: str) -> Any:
+            return await (await send(copy, package_code()[1]))._result()
+
+        def send_copy() -> tuple[str, Awaitable[Any]]:
+            copy = f"{key.rpartition('-')[0]}-{uuid4().hex}"
+            return copy, result_of_copy(copy)
+
+        waiting = asyncio.current_task()
+        assert waiting is not None
+        may_linger = False
         try:
-            return await future._result()
+            first = await send(key, code)
+            self._waiting[key] = waiting
+            try:
+                reply = await courier.result(first)
+            except asyncio.CancelledError:
+                if key not in self._silent:
+                    raise
+                waiting.uncancel()
+                reply = await Copies(send_copy, self._silent.__contains__).first(key, first._result())
+            else:
+                may_linger = _nbytes(reply) <= LINGERING_NBYTES
+            return reply
         finally:
-            self._futures.discard(future)
-            future.release()
+            self._waiting.pop(key, None)
+            for future in sent:
+                self._futures.discard(future)
+                courier.let_go(future, may_linger)
 
     def _placing_of(self, blob: Blob) -> Placing:
         return self._placement.pinned if blob.pinned else self._placing
@@ -289,6 +346,31 @@ class DaskSession:
     def _drop(self, digest: bytes) -> None:
         self._placing.pop(digest, None)
         self._placement.drop(digest)
+
+    def _forget_lost(self, chunk: PackedChunk) -> None:
+        """Have those of a chunk's buffers placed again that are not on the cluster any more."""
+        for blob in chunk.placed:
+            forget_lost(blob, self._placing_of(blob))
+
+    async def _reconnected(self) -> bool:
+        """Wait while the client looks for the scheduler, as long as it does; gives whether it has found it.
+
+        It does so for ``distributed.comm.timeouts.connect``.
+        """
+        while self._client.status == "connecting" and not self._closed:
+            await asyncio.sleep(_RECONNECT_LOOK_S)
+        return bool(self._client.status == "running") and not self._closed
+
+    async def _lost(self, error: BaseException, chunk: PackedChunk) -> Lost:
+        kind = self._kind(error, chunk)
+        if not isinstance(error, distributed.scheduler.KilledWorker):
+            return Lost(kind, error)
+        deaths = 1 if await self._deaths.watched() else error.allowed_failures + 1
+        if not chunk.report_every:
+            return Lost(kind, error, deaths=deaths)
+        started = await self._deaths.started(error.task)
+        cause = "" if started is None else await self._deaths.cause(error.last_worker)
+        return Lost(kind, error, started, deaths, cause)
 
     def _kind(self, error: BaseException, chunk: PackedChunk) -> LostKind:
         """Translate what Dask raised: the only place that does."""
@@ -301,8 +383,7 @@ class DaskSession:
         # `scatter` gives up after 30 s without a worker.
         if isinstance(error, (asyncio.CancelledError, TimeoutError)):
             # A key went that the chunk depends on: its holder died. Place all again that are not there.
-            for blob in chunk.placed:
-                forget_lost(blob, self._placing_of(blob))
+            self._forget_lost(chunk)
             return LostKind.DATA
         return LostKind.ENGINE
 
@@ -318,19 +399,37 @@ class DaskSession:
                 return
             try:
                 slots = await self._slots()
-            except (OSError, CommClosedError):
-                continue  # the chunks in flight report a lost scheduler
+                await self._look_for_silence()
+            except Exception:  # the chunks in flight report a lost scheduler; whatever it is, the watch goes on
+                logger.debug("the scheduler does not answer", exc_info=True)
+                continue
             if not self._closed:
                 changed(slots)
+
+    async def _look_for_silence(self) -> None:
+        """Have chunks that are on silent workers run on others too."""
+        now = time.monotonic()
+        if self._worker_ttl is None or not self._futures or now < self._next_look_s:
+            return
+        self._next_look_s = now + interval_s(self._worker_ttl)
+        self._silent = set(await silent_keys(self._client, self._worker_ttl))
+        for key in self._silent:
+            waiting = self._waiting.pop(key, None)
+            if waiting is not None:
+                logger.warning("%s runs again: its worker has been silent for %g s", key, self._worker_ttl)
+                waiting.cancel()
 
     async def _close(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
-        futures = list(self._futures)
-        if futures and self._client.status == "running":
-            await self._client.cancel(futures, asynchronous=True, force=True)
+        await self._cancel_if_closed()
         self._futures.clear()
         self._placing.clear()
+
+    async def _cancel_if_closed(self) -> None:
+        futures = list(self._futures)
+        if self._closed and futures and self._client.status == "running":
+            await self._client.cancel(futures, asynchronous=True, force=True)
 
 
 #: Clients that calls of this process use.
@@ -338,3 +437,7 @@ clients_in_use: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
 
 #: Clients of whose cluster at least one worker has this package.
 _equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
+
+
+def _nbytes(reply: Any) -> int:
+    return sum(map(len, reply)) if isinstance(reply, (list, tuple)) else len(reply)

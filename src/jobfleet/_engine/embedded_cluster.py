@@ -27,8 +27,10 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.utils import LoopRunner
 
 from ..errors import EmbeddedClusterError
+from .deaths import ENDS
 from .embedded_launch import Launch, start_message
 from .embedded_process import WorkerProcess, describe_exit
+from .embedded_worker import CALM_CLOCKS
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +219,7 @@ class EmbeddedCluster:
             address = self._run(self._start_scheduler(security), START_DEADLINE_S)
             self._run(self._specify(address, security), START_DEADLINE_S)
             self.client = Client(
-                address,
+                self._scheduler_in_process(),
                 security=security,
                 loop=self._loop_runner.loop,
                 set_as_default=False,
@@ -260,16 +262,18 @@ class EmbeddedCluster:
     # ------------------------------------------------------------------ the event loop's thread
 
     async def _start_scheduler(self, security: Security) -> str:
-        scheduler = PrivateScheduler(
-            host="127.0.0.1",
-            port=0,
-            protocol="tls",
-            security=security,
-            local_directory=self._launch.directory.path,
-            # In use only if a release of Dask no longer calls `start_http_server`.
-            dashboard=False,
-            dashboard_address="127.0.0.1:0",
-        )
+        with dask.config.set(CALM_CLOCKS):
+            scheduler = PrivateScheduler(
+                # Workers come by the first; the client lives in this process, on this very loop.
+                protocol=["tls", "inproc"],
+                host=["127.0.0.1", None],
+                port=[0, 0],
+                security=security,
+                local_directory=self._launch.directory.path,
+                # In use only if a release of Dask no longer calls `start_http_server`.
+                dashboard=False,
+                dashboard_address="127.0.0.1:0",
+            )
         # Configured for other clusters. A worker that is busy in C code for minutes sends no
         # heartbeat, and must not be declared dead: its process is watched here.
         scheduler.idle_timeout = None
@@ -282,6 +286,11 @@ class EmbeddedCluster:
         self._scheduler = scheduler
         await scheduler
         return str(scheduler.address)
+
+    def _scheduler_in_process(self) -> str:
+        assert self._scheduler is not None
+        addresses: list[str] = [listener.contact_address for listener in self._scheduler.listeners]
+        return next(address for address in addresses if address.startswith("inproc://"))
 
     async def _specify(self, address: str, security: Security) -> None:
         fields = ["require_encryption", "tls_ca_file"]
@@ -312,7 +321,10 @@ class EmbeddedCluster:
     def _on_end(self, slot: int, process: WorkerProcess) -> None:
         if self._closing:
             return
-        what = f"worker process {process.name} ended with {describe_exit(process.exit_status)}"
+        ended = f"ended with {describe_exit(process.exit_status)}"
+        if self._scheduler is not None:
+            self._scheduler.log_event(ENDS, {"worker": process.name, "how": f"its process {ended}"})
+        what = f"worker process {process.name} {ended}"
         self._after_end(slot, process.name in self._arrived, f"{what}\n{process.last_words}".rstrip())
 
     def _after_end(self, slot: int, worked: bool, what: str) -> None:

@@ -55,6 +55,9 @@ class TaskPlace:
         self.cancelled = cancelled
         self._region = region
 
+    def report_start(self, position: int) -> None:
+        """Do nothing: where a death of this process would be the client's own, nobody asks."""
+
     def run(self, function: Callable[[], None]) -> bool:
         """Call what runs the chunk's tasks; gives whether it was not interrupted."""
         self._region.run(function)

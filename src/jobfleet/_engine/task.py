@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import distributed
-from distributed.utils import thread_state
+from distributed.utils import sync, thread_state
 
 from .base import Engine
 from .dask import DaskEngine, clients_in_use
+from .deaths import STARTS
 from .leaving import given_up, slot_given_back
 from .local import LocalEngine
 from .place import NestedBackend, TaskPlace
+
+logger = logging.getLogger(__name__)
+
+_REPORT_DEADLINE_S = 10.0
+
+
+class DaskPlace(TaskPlace):
+    """Give a chunk its surroundings in a Dask task."""
+
+    def report_start(self, position: int) -> None:
+        """Tell the scheduler that a task of the chunk starts; returns when it knows."""
+        worker = distributed.get_worker()
+        message = {"key": thread_state.key, "position": position}
+        try:
+            report = worker.scheduler.log_event
+            sync(worker.loop, report, topic=STARTS, msg=message, callback_timeout=_REPORT_DEADLINE_S)
+        except (OSError, TimeoutError):
+            # What is not known to have started is not blamed.
+            logger.debug("the scheduler does not hear that %s starts", message, exc_info=True)
 
 
 @contextlib.contextmanager
@@ -32,7 +53,7 @@ def dask_place(nested_backend: NestedBackend) -> Iterator[TaskPlace]:
         return DaskEngine(lambda options: _client(worker), depth, cancelled)
 
     with slot_given_back(worker, key) as region:
-        yield TaskPlace(nested_backend, make_engine, worker.address, cancelled, region)
+        yield DaskPlace(nested_backend, make_engine, worker.address, cancelled, region)
 
 
 def _client(worker: distributed.Worker) -> distributed.Client:

@@ -10,9 +10,9 @@ import pickle
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import cloudpickle
 import numpy as np
@@ -37,6 +37,8 @@ _READ_ONLY = (
     "max_nbytes=None everything."
 )
 
+T = TypeVar("T")
+
 
 class Place(Protocol):
     """What a chunk needs to know of where it runs."""
@@ -49,6 +51,9 @@ class Place(Protocol):
 
     def run(self, function: Callable[[], None]) -> bool:
         """Call what runs the chunk's tasks; gives whether it was not interrupted."""
+
+    def report_start(self, position: int) -> None:
+        """Tell the scheduler that a task of the chunk starts; returns when it knows."""
 
     def nested(self, spec: CallSpec) -> AbstractContextManager[tuple[Callable[[], None], Callable[[], bool]]]:
         """Let `Parallel` calls of the tasks use the cluster.
@@ -102,7 +107,9 @@ def run_chunk(
     failure = None
     capture = Capture(spec.filters, cloudpickle.dumps) if place.captures(spec) else None
     # Modules are imported here, whose warnings are none of the task's.
-    calls = _Calls(request, values)
+    calls: Iterable[tuple[Any, tuple[Any, ...], dict[str, Any]]] = _Calls(request, values)
+    if request.report_every:
+        calls = _reported(calls, request.report_every, place)
     started = time.perf_counter()
     with (
         capture or nullcontext(),
@@ -115,7 +122,7 @@ def run_chunk(
             try:
                 if spec.initializer is not None:
                     _initialize(spec.initializer)
-                stops = _Stops(place.cancelled, spec.budget_s)
+                stops = _Stops(place.cancelled, request.budget_s)
                 for function, args, kwargs in calls:
                     if stops():
                         break
@@ -138,6 +145,18 @@ def run_chunk(
         if capture is not None and (events := capture.take()):
             results.add_events(events)
     return results.reply(place.address, time.perf_counter() - started, failure, was_used())
+
+
+def _reported(calls: Iterable[T], every: int, place: Place) -> Iterator[T]:
+    """Say which task starts before anything of it is touched: rebuilding its arguments may kill the process too."""
+    remaining = iter(calls)
+    for position in itertools.count():
+        if position % every == 0:
+            place.report_start(position)
+        try:
+            yield next(remaining)
+        except StopIteration:
+            return
 
 
 class _Stops:

@@ -1,0 +1,1 @@
+"""Compare jobfleet with joblib's other backends: `python -m benchmarks.dispatch`."""

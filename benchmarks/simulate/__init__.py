@@ -1,0 +1,1 @@
+"""The chunking of a call in virtual time: `python -m benchmarks.simulate`."""

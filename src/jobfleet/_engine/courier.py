@@ -1,0 +1,177 @@
+"""Few, full messages between a client and its scheduler.
+
+What chunks cost is messages, not bytes: each submission, each collection of a result and each release that is sent
+for itself takes a turn of four event loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import distributed
+from dask.base import annotate
+from distributed.comm.core import CommClosedError
+
+from .deaths import ANNOTATION
+
+logger = logging.getLogger(__name__)
+
+#: Results are let go together with the next submission, or when there has been none for so long. A message of its own
+#: would also hold up the next submission: Dask's clients send at most one in 10 ms.
+_LINGER_S = 0.05
+
+#: A result that is larger should be let go at once: it takes memory on its worker.
+LINGERING_NBYTES = 2**20
+
+#: So many collections run at once; the results that come meanwhile are collected together by the next.
+_MAX_COLLECTIONS = 3
+
+
+class Courier:
+    """Submit tasks of one client, collect their results and let them go.
+
+    Notes
+    -----
+    All of it runs on the client's event loop.
+    """
+
+    _submissions: list[tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[distributed.Future]]]
+    _arrivals: dict[str, asyncio.Future[Any]]
+    """Results to be collected, by key."""
+    _done: list[distributed.Future]
+    """Whose results were collected."""
+    _release_timer: asyncio.TimerHandle | None
+
+    def __init__(self, client: distributed.Client) -> None:
+        # It is found by its client, which it must not keep alive.
+        self._client_ref = weakref.ref(client)
+        self._submissions = []
+        self._arrivals = {}
+        self._done = []
+        self._collections: set[asyncio.Task[None]] = set()
+        self._release_timer = None
+
+    @property
+    def _client(self) -> distributed.Client:
+        client = self._client_ref()
+        assert client is not None  # whoever calls holds it
+        return client
+
+    async def submit(self, function: Any, key: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Submit one task, as `distributed.Client.submit`; those of one turn of the loop go together.
+
+        `function` must be the same for all tasks.
+        """
+        loop = asyncio.get_running_loop()
+        submitted: asyncio.Future[distributed.Future] = loop.create_future()
+        if not self._submissions:
+            loop.call_soon(self._submit_all, function)
+        self._submissions.append((key, args, keywords, submitted))
+        return await submitted
+
+    async def result(self, future: distributed.Future) -> Any:
+        """Wait for a task's result."""
+        # There is no public way to wait in the loop without collecting.
+        await future._state.wait()
+        if future.status != "finished" or self._is_direct():
+            return await future._result()
+        arrival = asyncio.get_running_loop().create_future()
+        self._arrivals[future.key] = arrival
+        if len(self._collections) < _MAX_COLLECTIONS:
+            collection = asyncio.ensure_future(self._collect_all())
+            self._collections.add(collection)
+            collection.add_done_callback(self._collections.discard)
+        is_there, value = await arrival
+        # If it is not, its worker has died: Dask computes it again, or says why not.
+        return value if is_there else await future._result()
+
+    def let_go(self, future: distributed.Future, may_linger: bool) -> None:
+        """Say that a task is not needed any more; what may linger is let go with the next submission."""
+        if not may_linger:
+            future.release()
+            return
+        self._done.append(future)
+        if self._release_timer is None:
+            loop = asyncio.get_running_loop()
+            self._release_timer = loop.call_later(_LINGER_S, self._release_all)
+
+    def _submit_all(self, function: Any) -> None:
+        submissions, self._submissions = self._submissions, []
+        alike: dict[Any, list[int]] = defaultdict(list)
+        for position, (_, args, keywords, _) in enumerate(submissions):
+            # What refers to data on the cluster goes by itself: `map` looks for that deep inside.
+            plain = all(type(arg) in (bytes, str) for arg in args)
+            alike[(len(args), id(keywords)) if plain else position].append(position)
+        for group in alike.values():
+            self._submit_group(function, [submissions[position] for position in group])
+        self._release_all()
+
+    def _submit_group(self, function: Any, submissions: list[Any]) -> None:
+        keywords = submissions[0][2]
+        try:
+            with annotate(**{ANNOTATION: True}):
+                if len(submissions) == 1:
+                    ((key, args, _, _),) = submissions
+                    futures = [self._client.submit(function, *args, key=key, pure=False, **keywords)]
+                else:
+                    keys = [key for key, *_ in submissions]
+                    columns = zip(*(args for _, args, *_ in submissions), strict=True)
+                    futures = self._client.map(function, *map(list, columns), key=keys, pure=False, **keywords)
+        except Exception as error:
+            for *_, submitted in submissions:
+                if not submitted.done():
+                    submitted.set_exception(error)
+            return
+        for (*_, submitted), future in zip(submissions, futures, strict=True):
+            if submitted.done():  # who wanted it has gone
+                future.release()
+            else:
+                submitted.set_result(future)
+
+    async def _collect_all(self) -> None:
+        """Collect until nothing is left; what cannot be collected is left to those who wait for it."""
+        while self._arrivals:
+            arrivals, self._arrivals = self._arrivals, {}
+            data: dict[str, Any] = {}
+            try:
+                response = await self._client.scheduler.gather(keys=list(arrivals))
+                data = response.get("data", {})
+            except (OSError, CommClosedError):
+                logger.debug("results could not be collected together", exc_info=True)
+            finally:
+                for key, arrival in arrivals.items():
+                    if not arrival.done():
+                        arrival.set_result((key in data, data.get(key)))
+
+    def _is_direct(self) -> bool:
+        """Whether Dask would fetch results from the workers themselves: the user's wish, or we are on one."""
+        if self._client.direct_to_workers is not None:
+            return bool(self._client.direct_to_workers)
+        try:
+            distributed.get_worker()
+        except ValueError:
+            return False
+        return True
+
+    def _release_all(self) -> None:
+        if self._release_timer is not None:
+            self._release_timer.cancel()
+            self._release_timer = None
+        done, self._done = self._done, []
+        for future in done:
+            future.release()
+
+
+_couriers: weakref.WeakKeyDictionary[distributed.Client, Courier] = weakref.WeakKeyDictionary()
+
+
+def courier_of(client: distributed.Client) -> Courier:
+    """Give the one that all calls of a client use."""
+    courier = _couriers.get(client)
+    if courier is None:
+        courier = _couriers[client] = Courier(client)
+    return courier
