@@ -440,4 +440,6 @@ _equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
 
 
 def _nbytes(reply: Any) -> int:
-    return sum(map(len, reply)) if isinstance(reply, (list, tuple)) else len(reply)
+    """Give the size of a reply; what is not in it but in a file, or says what is missing, counts for nothing."""
+    parts = reply if isinstance(reply, (list, tuple)) else [reply]
+    return sum(len(part) for part in parts if hasattr(part, "__len__"))
