@@ -189,24 +189,25 @@ class StoreDirectory:
         status = os.stat(self.path)
         return f"{_boot_id()}-{status.st_dev}-{status.st_ino}"
 
-    def write(self, name: str, data: Iterable[memoryview | bytes], nbytes: int) -> None:
-        """Write a file.
+    def write(self, name: str, data: Iterable[memoryview | bytes], nbytes: int, *, own: bool = True) -> None:
+        """Write a file, in a directory that is made if need be and kept alive, or else is somebody else's.
 
         Raises
         ------
         OSError
             There is no room for it, or another fault of the file system.
         """
-        with self.writing(name, nbytes) as fd:
+        with self.writing(name, nbytes, own=own) as fd:
             for part in data:
                 view = memoryview(part)
                 for start in range(0, view.nbytes, _WRITE_NBYTES):
                     _write_all(fd, view[start : start + _WRITE_NBYTES])
 
     @contextlib.contextmanager
-    def writing(self, name: str, nbytes: int) -> Iterator[int]:
+    def writing(self, name: str, nbytes: int, *, own: bool = True) -> Iterator[int]:
         """Give a descriptor to write to; the file appears at the end, or not at all after an error."""
-        self.own()
+        if own:
+            self.own()
         require_room(self.path, nbytes)
         beside = self._path(f"{name}.{uuid4().hex}.part")
         fd = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -201,7 +201,7 @@ class BufferService(distributed.WorkerPlugin):
             if view.nbytes >= MIN_MAPPED_NBYTES:
                 name = f"{placed.result}-{uuid4().hex}"
                 with contextlib.suppress(OSError):
-                    homes[0].write(name, [view], view.nbytes)
+                    homes[0].write(name, [view], view.nbytes, own=False)
                     return StoredResult(name, view.nbytes).as_tuple()
             return copied(view)
 
