@@ -119,7 +119,7 @@ def test_all_holders_killed_in_the_middle_cost_a_new_sending_not_the_call(hosts,
     array = floats()
     with parallel_config("dask", client=client, scatter=[array] if scatter else []):
         results = Parallel(return_as="generator", batch_size=1)(
-            delayed(held_up)(array, tmp_path / "gate", tmp_path / "ran", after=4) for _ in range(12)
+            delayed(held_up)(array, tmp_path / "gate", tmp_path / "ran", waits=i >= 4) for i in range(12)
         )
         for _ in range(4):
             assert next(results) == array.sum()
