@@ -50,9 +50,8 @@ def main(
             measurement = Measurement(on, spinners, subjects.split(","), 1 if quick else repeats, quick, quiet_s)
             for row in chosen:
                 result = results[row.name] = (results.get(row.name) if add else None) or RowResult()
-                measurement.time(row, result)
+                measurement.time(row, result, lambda: save(path, results))
                 click.echo(f"{row.name}: {summary(result)}", err=True)
-                save(path, results)
             # Last: counting slows everything down that comes after.
             counted = [row for row in chosen if row.counted]
             if counted:

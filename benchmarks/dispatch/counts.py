@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import distributed
+from distributed.comm.inproc import InProc
 from distributed.comm.tcp import TCP
 
 from ..machine import CpuClock
@@ -30,6 +31,7 @@ def install() -> None:
         return
     _counted.update(writes=0, turns=0, chunks=0)
     _count(TCP, "write", "writes")
+    _count(InProc, "write", "writes")
     _count(asyncio.base_events.BaseEventLoop, "_run_once", "turns")
     _count(distributed.Worker, "execute", "chunks")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..machine import facts
@@ -40,8 +40,8 @@ class Measurement:
     quick: bool
     quiet_s: float
 
-    def time(self, row: Row, result: RowResult) -> None:
-        """Add to what was measured of a row."""
+    def time(self, row: Row, result: RowResult, keep: Callable[[], None]) -> None:
+        """Add to what was measured of a row; `keep` is called after each repeat."""
         prepared = row.prepare(self.on.slots, self.quick)
         result.facts = prepared.facts | {f"scale_{subject}": scale for subject, scale in prepared.scales.items()}
         result.machine = facts()
@@ -61,6 +61,7 @@ class Measurement:
                 self.spinners.wait_until_quiet(self.quiet_s)
                 wall_s = self.spinners.spin(prepared.facts["work_s"])
                 result.samples.setdefault(MACHINE, []).append({"wall_s": wall_s})
+            keep()
 
     def count(self, row: Row, counter: Counter, result: RowResult) -> None:
         """Count messages and CPU time, in a run that is not timed."""

@@ -9,6 +9,9 @@ from .results import MACHINE, Results, RowResult
 from .rows import ROWS, Row
 from .subjects import SUBJECTS
 
+#: Whose use of the cores' time is shown.
+_USERS = ("jobfleet", "builtin", "loky", MACHINE)
+
 
 def table(results: Results) -> str:
     """Lay out all rows that were measured."""
@@ -18,22 +21,17 @@ def table(results: Results) -> str:
 
 
 def _times(rows: Iterable[Row], results: Results) -> str:
-    lines = [["row", *SUBJECTS, "repeats", "cores' time used", "", "", "", "what"]]
-    lines[0][6:10] = ["used: jobfleet", "builtin", "loky", MACHINE]
+    lines = [["row", *SUBJECTS, "repeats", *(f"used: {s}" for s in _USERS), "what"]]
+    notes = []
     for row in rows:
         result = results[row.name]
-        scaled = {s: "~" for s in SUBJECTS if f"scale_{s}" in result.facts}
-        times = [_seconds(result.median(s), scaled.get(s, "")) for s in SUBJECTS]
-        part = [_number(result.used(s)) for s in ("jobfleet", "builtin", "loky", MACHINE)]
-        lines.append([row.name, *times, str(len(result.samples.get("jobfleet", []))), *part, row.about])
-    notes = [
-        f"~ {row.name}: {s} ran {result.facts['tasks'] / result.facts[f'scale_{s}']:,.0f} tasks; "
-        f"its time is multiplied by {result.facts[f'scale_{s}']:g}."
-        for row in rows
-        for result in [results[row.name]]
-        for s in SUBJECTS
-        if f"scale_{s}" in result.facts
-    ]
+        scales = {s: result.facts[f"scale_{s}"] for s in SUBJECTS if f"scale_{s}" in result.facts}
+        times = [_seconds(result.median(s), "~" if s in scales else "") for s in SUBJECTS]
+        repeats = str(len(result.samples.get("jobfleet", [])))
+        lines.append([row.name, *times, repeats, *(_number(result.used(s)) for s in _USERS), row.about])
+        for subject, scale in scales.items():
+            fewer = f"{result.facts['tasks'] / scale:,.0f} tasks"
+            notes.append(f"~ {row.name}: {subject} ran {fewer}; its time is multiplied by {scale:g}.")
     return "\n".join(["Medians of wall time", "", *aligned(lines), *notes])
 
 

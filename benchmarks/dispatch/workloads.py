@@ -66,9 +66,7 @@ class Calls:
         return {"wall_s": wall_s, "cpu_s": cpu_s}
 
     def _run(self, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        # One name for the generator's function and arguments: what is timed is the backend.
-        function = self.function
-        results: list[Any] = Parallel()(delayed(function)(*args) for args in arguments)
+        results: list[Any] = Parallel()(delayed(self.function)(*args) for args in arguments)
         return results
 
 
@@ -145,10 +143,9 @@ class Stream:
         return {"wall_s": wall_s, "cpu_s": cpu_s, "grown_mb": memory.grown_mb}
 
     def _consume(self, number: int) -> None:
-        function = self.function
         taken = 0
-        for result in Parallel(return_as="generator")(delayed(function)(i) for i in range(number)):
-            if result != function(taken):
+        for result in Parallel(return_as="generator")(delayed(self.function)(i) for i in range(number)):
+            if result != self.function(taken):
                 raise WrongResult(f"task {taken} of the stream gave {result!r}")
             taken += 1
         check(taken, number)

@@ -34,6 +34,7 @@ ROUND_TRIPS_S = (0.001, 0.01, 0.05)
 #: From so many tasks on the round trip makes little difference, and simulating them takes long.
 MANY_TASKS = 1_000_000
 COMMON_ROUND_TRIP_S = 0.01
+MOST_WORK_S = 500
 
 
 def _mean_one(values: np.ndarray) -> np.ndarray:
@@ -59,8 +60,8 @@ class Cell:
 def cells(max_tasks: int, max_slots: int) -> Iterator[Cell]:
     """Give what is simulated."""
     for slots, tasks, mean_s in itertools.product(SLOTS, TASKS, MEANS_S):
-        # Less than a second of work for a slot shows how a call begins, whatever the policy.
-        if tasks > max_tasks or slots > max_slots or tasks * mean_s < slots:
+        # Less than a second of work for a slot only shows how a call begins, and a lot of it shows nothing.
+        if tasks > max_tasks or slots > max_slots or not 1 <= tasks * mean_s / slots <= MOST_WORK_S:
             continue
         trips_s = ROUND_TRIPS_S if tasks < MANY_TASKS else (COMMON_ROUND_TRIP_S,)
         for distribution, round_trip_s in itertools.product(DISTRIBUTIONS, trips_s):
