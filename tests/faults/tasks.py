@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+from joblib import Parallel, delayed
+
 from tests.witness import mark, pass_gate
 
 
@@ -45,3 +47,16 @@ def square_behind_gate(directory, gate, held, i):
     if i in held:
         pass_gate(gate)
     return i * i
+
+
+def nested_sum(directory, gate, held, i):
+    """Give the sum of what inner tasks give; the inner task that is held waits at the gate."""
+    mark(directory / "outer", i)
+    tasks = [delayed(square_behind_gate)(directory / "ran", gate, held, 10 * i + j) for j in range(4)]
+    return sum(Parallel(batch_size=1)(tasks))
+
+
+def count_to_gate(directory, gate, i):
+    mark(directory, i)
+    pass_gate(gate)
+    return i

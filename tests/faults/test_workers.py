@@ -173,3 +173,4 @@ def test_the_scheduler_does_not_come_back(cluster, processes, tmp_path, monkeypa
         pytest.raises(ClusterLostError, match="scheduler was lost"),
     ):
         Parallel(batch_size=1)(gate_tasks(tmp_path, tmp_path / "never"))
+    client._loop_runner.stop(10)  # a client that has closed itself leaves its thread

@@ -69,7 +69,7 @@ def test_what_waits_is_shared_out_in_ever_smaller_chunks():
     sizer = sized_by(*[0.01] * 20)
     left, sizes = 100, []
     while left:
-        sizes.append(min(left, sizer.share(left, is_all=True)))
+        sizes.append(min(left, sizer.share(left, 100 - left, is_all=True)))
         left -= sizes[-1]
     assert sizes[0] == sizer.size == 20
     assert sizes == sorted(sizes, reverse=True)
@@ -79,12 +79,18 @@ def test_what_waits_is_shared_out_in_ever_smaller_chunks():
 def test_what_has_come_so_far_is_shared_among_all_slots():
     sizer = sized_by(*[0.01] * 20)
     sizer.n_slots = 10
-    assert [sizer.share(n, is_all=False) for n in (1000, 100, 50)] == [20, 10, 5]
-    assert [sizer.share(n, is_all=True) for n in (1000, 100, 50)] == [20, 5, 3]
+    assert [sizer.share(n, 0, is_all=False) for n in (1000, 100, 50)] == [20, 10, 5]
+    assert [sizer.share(n, 0, is_all=True) for n in (1000, 100, 50)] == [20, 5, 3]
+
+
+def test_no_slot_gets_more_than_its_part_of_what_is_left():
+    sizer = sized_by(*[0.005] * 20)
+    assert sizer.share(6, 0, is_all=True) == 3
+    assert sizer.share(6, 4, is_all=True) == 4, "a smaller chunk would cost more than it does"
 
 
 def test_very_short_tasks_are_not_shared_out():
-    assert sized_by(*[1e-6] * 20).share(5000, is_all=True) == LARGEST
+    assert sized_by(*[1e-6] * 20).share(5000, 20_000, is_all=True) == LARGEST
 
 
 @pytest.mark.parametrize("n_slots", [64, 1000, 10_000])

@@ -249,10 +249,10 @@ def test_inner_calls_inherit_what_bears_on_where_and_how_tasks_run():
         "retries": 2,
         "wait_for_workers_timeout": 5,
         "max_nesting_depth": 4,
+        "worker_ttl": DEFAULTS["worker-ttl"],
         "workers": ["a"],
         "resources": {"GPU": 1},
         "priority": 3,
-        "worker_ttl": 30.0,
     }
     assert pickle.loads(pickle.dumps(options.inherited())) == options.inherited()
     assert Options.from_keywords(inherited).submit_keywords() == options.submit_keywords()

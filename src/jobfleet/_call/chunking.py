@@ -82,16 +82,20 @@ class ChunkSizer:
             ideal = min(ideal, int(MAX_CHUNK_NBYTES / self.mean_nbytes))
         self.size = max(1, min(ideal, self.size * _MAX_GROWTH, _MAX_SIZE))
 
-    def share(self, n_queued: int, is_all: bool) -> int:
-        """Give how many tasks the next chunk has, when so many wait.
+    def share(self, n_queued: int, n_sent: int, is_all: bool) -> int:
+        """Give how many tasks the next chunk has, when so many wait and so many are on their way or run.
 
         Up to the size that hides the cost of a chunk: each slot's share, or half of it at a time if no more tasks will
         come (factoring: Flynn Hummel, Schonberg and Flynn, 1992).
         """
         if self.mean_s is None:
             return self.size
-        least = ceil(MIN_SHARE * target_s(self.n_slots) / self.mean_s)
-        return min(self.size, max(least, ceil(n_queued / (self.n_slots * (1 + is_all)))))
+        least = max(1, round(MIN_SHARE * target_s(self.n_slots) / self.mean_s))
+        if not is_all:
+            return min(self.size, max(least, ceil(n_queued / self.n_slots)))
+        # No slot gets more than its part of all that is left.
+        least = min(least, ceil((n_queued + n_sent) / self.n_slots))
+        return min(self.size, max(least, ceil(n_queued / (2 * self.n_slots))))
 
     def budget_s(self, n_tasks: int) -> float:
         """Give how long a chunk of so many tasks may run: however wrong the estimate, it holds up little."""

@@ -210,6 +210,8 @@ class CallState:
     _nested: bool = False
     _queue: deque[_Queued] = field(default_factory=deque)
     _n_queued: int = 0
+    _n_sent: int = 0
+    """Tasks in chunks that have not come back."""
     _batches: list[_Batch | None] = field(default_factory=list)
     _starts: list[int] = field(default_factory=list)
     """First task of each batch."""
@@ -314,6 +316,7 @@ class CallState:
         chunk = self._chunks.pop(event.chunk, None)
         if chunk is None:
             return  # a second reply: the first one counted
+        self._n_sent -= len(chunk.tasks)
         self._nested |= event.nested
         n_done = len(event.results)
         self.sizer.observe(n_done, event.seconds, event.nbytes)
@@ -345,6 +348,7 @@ class CallState:
         chunk = self._chunks.pop(event.chunk, None)
         if chunk is None:
             return
+        self._n_sent -= len(chunk.tasks)
         losses = chunk.losses + 1
         if event.kind is LostKind.WORKER and losses <= MAX_UNSTARTED_LOSSES:
             self._worker_died(chunk, event, losses, commands)
@@ -443,6 +447,7 @@ class CallState:
         self._queue.clear()
         self._n_queued = 0
         self._chunks.clear()
+        self._n_sent = 0
         for number in range(self._first_undelivered, len(self._batches)):
             batch = self._batches[number]
             if batch is not None and number not in self._complete:
@@ -556,6 +561,7 @@ class CallState:
             chunk = self._cut(head)
             number, self._next_chunk = self._next_chunk, self._next_chunk + 1
             self._chunks[number] = chunk
+            self._n_sent += len(chunk.tasks)
             budget_s = None if self.limits.fixed_batches else self.sizer.budget_s(len(chunk.tasks))
             commands.append(Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s))
 
@@ -571,7 +577,7 @@ class CallState:
         elif self.limits.fixed_batches or head.deaths:
             size = len(head.tasks)
         else:
-            size = self.sizer.share(self._n_queued, self.input_ended)
+            size = self.sizer.share(self._n_queued, self._n_sent, self.input_ended)
         tasks, head.tasks = head.tasks[:size], head.tasks[size:]
         self._n_queued -= len(tasks)
         if not head.tasks:

@@ -30,6 +30,7 @@ from ..errors import EmbeddedClusterError
 from .deaths import ENDS
 from .embedded_launch import Launch, start_message
 from .embedded_process import WorkerProcess, describe_exit
+from .embedded_worker import CALM_CLOCKS
 
 logger = logging.getLogger(__name__)
 
@@ -261,17 +262,18 @@ class EmbeddedCluster:
     # ------------------------------------------------------------------ the event loop's thread
 
     async def _start_scheduler(self, security: Security) -> str:
-        scheduler = PrivateScheduler(
-            # Workers come by the first; the client lives in this process, on this very loop.
-            protocol=["tls", "inproc"],
-            host=["127.0.0.1", None],
-            port=[0, 0],
-            security=security,
-            local_directory=self._launch.directory.path,
-            # In use only if a release of Dask no longer calls `start_http_server`.
-            dashboard=False,
-            dashboard_address="127.0.0.1:0",
-        )
+        with dask.config.set(CALM_CLOCKS):
+            scheduler = PrivateScheduler(
+                # Workers come by the first; the client lives in this process, on this very loop.
+                protocol=["tls", "inproc"],
+                host=["127.0.0.1", None],
+                port=[0, 0],
+                security=security,
+                local_directory=self._launch.directory.path,
+                # In use only if a release of Dask no longer calls `start_http_server`.
+                dashboard=False,
+                dashboard_address="127.0.0.1:0",
+            )
         # Configured for other clusters. A worker that is busy in C code for minutes sends no
         # heartbeat, and must not be declared dead: its process is watched here.
         scheduler.idle_timeout = None
