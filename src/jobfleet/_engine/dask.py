@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import distributed
+import numpy as np
 from distributed.comm.addressing import get_address_host
 from distributed.comm.core import CommClosedError
 from distributed.utils import thread_state
@@ -440,4 +441,9 @@ _equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
 
 
 def _nbytes(reply: Any) -> int:
-    return sum(map(len, reply)) if isinstance(reply, (list, tuple)) else len(reply)
+    """Give the size of a reply's buffers; what a worker asks for instead has none."""
+    if not isinstance(reply, (list, tuple)):
+        return 0
+    return sum(
+        memoryview(part).nbytes for part in reply if isinstance(part, (bytes, bytearray, memoryview, np.ndarray))
+    )
