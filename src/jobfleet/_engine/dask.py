@@ -444,6 +444,4 @@ def _nbytes(reply: Any) -> int:
     """Give the size of a reply's buffers; what a worker asks for instead has none."""
     if not isinstance(reply, (list, tuple)):
         return 0
-    return sum(
-        memoryview(part).nbytes for part in reply if isinstance(part, (bytes, bytearray, memoryview, np.ndarray))
-    )
+    return sum(len(part) for part in reply if isinstance(part, (bytes, bytearray, memoryview, np.ndarray)))
