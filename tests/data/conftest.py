@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import dask.config
@@ -114,6 +115,13 @@ class Hosts:
     def left(self):
         """Give all that is there."""
         return [str(path) for path in Path(self.shared_memory).glob("**/*")]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def lasting(ledger):
+    """Start what multiprocessing keeps for the life of this process."""
+    with ledger.entering():
+        resource_tracker.ensure_running()
 
 
 @pytest.fixture

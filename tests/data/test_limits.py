@@ -110,7 +110,7 @@ def test_results_that_do_not_fit_come_otherwise(hosts, connect, tiny):
 def test_shared_pages_do_not_count_against_a_workers_limit(tmp_path, shared_memory):
     """A search over an array larger than what each worker may have."""
     rng = np.random.default_rng(0)
-    X = rng.random((500_000, 100))  # 400 MB
+    X = rng.random((1_000_000, 100))  # 800 MB
     y = X[:, 0]
     rows = [(np.arange(1000), np.arange(1000, 2000)), (np.arange(5000, 6000), np.arange(1000))]
     with (

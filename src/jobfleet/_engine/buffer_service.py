@@ -159,6 +159,7 @@ class BufferService(distributed.WorkerPlugin):
         """End with the worker."""
         for token in list(self._used_at):
             self._forget(token)
+        self._attached.clear()
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Let a client's buffers go when its key is released: Dask does that too for a client that died."""

@@ -14,7 +14,6 @@ from typing import Any
 from uuid import uuid4
 
 import distributed
-import numpy as np
 from distributed.comm.addressing import get_address_host
 from distributed.comm.core import CommClosedError
 from distributed.utils import thread_state
@@ -441,7 +440,6 @@ _equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
 
 
 def _nbytes(reply: Any) -> int:
-    """Give the size of a reply's buffers; what a worker asks for instead has none."""
-    if not isinstance(reply, (list, tuple)):
-        return 0
-    return sum(len(part) for part in reply if isinstance(part, (bytes, bytearray, memoryview, np.ndarray)))
+    """Give the size of a reply; what is not in it but in a file, or says what is missing, counts for nothing."""
+    parts = reply if isinstance(reply, (list, tuple)) else [reply]
+    return sum(len(part) for part in parts if hasattr(part, "__len__"))

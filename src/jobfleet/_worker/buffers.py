@@ -66,6 +66,11 @@ class AttachedBuffers:
                 if now - used_at >= _KEEP_S or attached.is_removed():
                     del self._kept[key]
 
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._kept.clear()
+
     def forget(self, token: str) -> None:
         """Let go of all buffers of a client."""
         with self._lock:
