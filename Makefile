@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-upstream test-lowest lint format lock clean bench-dispatch bench-simulate bench-scale bench-data
+.PHONY: help demo test soak test-upstream test-lowest lint format lock clean bench-dispatch bench-simulate bench-scale bench-data
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: $(VENV)/.ready ## Run a cross-validated search on a cluster of this machin
 
 test: $(VENV)/.ready ## Run the tests; PYTEST_ARGS="-k word" chooses some
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(VENV)/.ready ## Run a search for SOAK_MINUTES (15) while faults strike its cluster at random
+	$(BIN)/python -m tests.faults.soak
 
 test-upstream: $(VENV)/.ready ## Run the installed tests of joblib and scikit-learn with jobfleet as their backend
 	$(BIN)/python -m tests.upstream

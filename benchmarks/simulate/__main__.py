@@ -31,8 +31,9 @@ SLOTS = (10, 100, 1000, 10_000)
 TASKS = (1000, 10_000, 100_000, 1_000_000)
 MEANS_S = (0.001, 0.1)
 ROUND_TRIPS_S = (0.001, 0.01, 0.05)
-#: From so many tasks on the round trip makes little difference, and simulating them takes long.
+#: From so many tasks on all that makes little difference, and simulating them takes long.
 MANY_TASKS = 1_000_000
+FEW_DISTRIBUTIONS = ("constant", "lognormal")
 COMMON_ROUND_TRIP_S = 0.01
 MOST_WORK_S = 500
 
@@ -63,8 +64,9 @@ def cells(max_tasks: int, max_slots: int) -> Iterator[Cell]:
         # Less than a second of work for a slot only shows how a call begins, and a lot of it shows nothing.
         if tasks > max_tasks or slots > max_slots or not 1 <= tasks * mean_s / slots <= MOST_WORK_S:
             continue
-        trips_s = ROUND_TRIPS_S if tasks < MANY_TASKS else (COMMON_ROUND_TRIP_S,)
-        for distribution, round_trip_s in itertools.product(DISTRIBUTIONS, trips_s):
+        many = tasks >= MANY_TASKS
+        kinds, trips_s = (FEW_DISTRIBUTIONS, (COMMON_ROUND_TRIP_S,)) if many else (DISTRIBUTIONS, ROUND_TRIPS_S)
+        for distribution, round_trip_s in itertools.product(kinds, trips_s):
             yield Cell(slots, tasks, mean_s, distribution, round_trip_s)
 
 
@@ -80,7 +82,10 @@ def main(max_tasks: int, max_slots: int, below: float, processes: int, only_belo
     started = time.perf_counter()
     chosen = list(cells(max_tasks, max_slots))
     with ProcessPoolExecutor(processes) as pool:
-        outcomes = list(pool.map(Cell.run, chosen))
+        # The long ones first: they would hold up the end.
+        longest = sorted(range(len(chosen)), key=lambda i: -chosen[i].tasks * chosen[i].mean_s)
+        futures = {i: pool.submit(chosen[i].run) for i in longest}
+        outcomes = [futures[i].result() for i in range(len(chosen))]
     kept = [{**asdict(cell), **asdict(one)} for cell, one in zip(chosen, outcomes, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[\n" + ",\n".join(json.dumps(one) for one in kept) + "\n]\n")

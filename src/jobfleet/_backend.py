@@ -194,6 +194,7 @@ class JobfleetBackend(ParallelBackendBase):
                 spec=spec.to_bytes(),
                 limits=limits,
                 slots=self._slots.total,
+                retry_on=options.retry_on,
                 max_nbytes=self._max_nbytes,
                 copy_on_write=self._copy_on_write,
                 scattered=self._template._sent_ahead(session.keeper),

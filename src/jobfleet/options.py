@@ -51,6 +51,9 @@ class Options:
         Seconds to wait for a first worker; 0 does not wait.
     retries
         How often a call that raises is run again before its exception is given to the caller.
+    retry_on
+        The exceptions that `retries` are for, a class or a tuple of them; all by default. Calls that tasks make
+        have no retries if this is given.
     return_exceptions
         Give the exception of a task that fails, or kills its workers, in place of its result, and go on; as
         `asyncio.gather` does. Not for calls that tasks make.
@@ -85,6 +88,7 @@ class Options:
     scatter: tuple[Any, ...] = ()
     wait_for_workers_timeout: float = field(default_factory=lambda: _configured("wait-for-workers-timeout"))
     retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = (BaseException,)
     return_exceptions: bool = False
     worker_ttl: float | None = field(default_factory=lambda: _configured("worker-ttl"))
     initializer: Callable[..., object] | None = None
@@ -112,6 +116,7 @@ class Options:
             _number("worker_ttl", self.worker_ttl, 1)
         _number("priority", self.priority, None)
         _integer("retries", self.retries, 0)
+        object.__setattr__(self, "retry_on", _exceptions("retry_on", self.retry_on))
         _integer("max_nesting_depth", self.max_nesting_depth, 1)
         object.__setattr__(self, "scatter", _scatter_tuple(self.scatter))
         if not isinstance(self.initargs, (tuple, list)):
@@ -155,6 +160,9 @@ class Options:
         """Give what calls made inside a task take over, as plain values."""
         names = ("wait_for_workers_timeout", "retries", "max_nesting_depth", "worker_ttl")
         inherited = {**{n: getattr(self, n) for n in names}, **self.submit_keywords()}
+        if self.retry_on != (BaseException,):
+            # A class of the caller's script need not be importable where the inner call is made.
+            inherited["retries"] = 0
         if "resources" in inherited:
             inherited["resources"] = dict(inherited["resources"])
         return tuple(inherited.items())
@@ -195,6 +203,13 @@ def _integer(name: str, value: Any, least: int) -> None:
         raise OptionTypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
     if value < least:
         raise OptionValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+def _exceptions(name: str, value: Any) -> tuple[type[BaseException], ...]:
+    classes = value if isinstance(value, (tuple, list)) else (value,)
+    if not classes or not all(isinstance(one, type) and issubclass(one, BaseException) for one in classes):
+        raise OptionTypeError(f"{name} must be a class of exceptions, or a tuple of them, got {value!r}")
+    return tuple(classes)
 
 
 def _worker_list(value: Any) -> list[str] | None:

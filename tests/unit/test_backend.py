@@ -616,3 +616,34 @@ def test_the_users_iterable_runs_in_the_callers_context_in_a_daemon():
     assert driver.name == "jobfleet-driver"
     assert driver.daemon
     assert value == "of the caller"
+
+
+def fail_first(error):
+    RUNS.append(type(error))
+    if RUNS.count(type(error)) < 3:
+        raise error
+    return type(error).__name__
+
+
+def test_retries_are_for_the_exceptions_named():
+    RUNS.clear()
+    calls = parallel(ScriptedEngine(1), retries=2, retry_on=(OSError, KeyError), return_exceptions=True)
+    results = calls(delayed(fail_first)(error) for error in [ConnectionError("a"), ValueError("b")])
+    assert results[0] == "ConnectionError"
+    assert isinstance(results[1], ValueError)
+    assert (RUNS.count(ConnectionError), RUNS.count(ValueError)) == (3, 1)
+
+
+def test_exceptions_in_place_of_results_whatever_the_fault():
+    """A task that raises, arguments that do not pickle, a result that does not, a task that kills its workers."""
+    engine = ScriptedEngine(1, dict.fromkeys(range(3), LostKind.WORKER))
+    tasks = [delayed(double)(0), delayed(double)(threading.Lock()), delayed(threading.Lock)(), delayed(fail_with)(1)]
+    results = parallel(engine, return_exceptions=True, batch_size=4)([*tasks, delayed(double)(5)])
+    assert [type(r) for r in results] == [
+        WorkerLostError,
+        SerializationError,
+        SerializationError,
+        ZeroDivisionError,
+        int,
+    ]
+    assert results[-1] == 10

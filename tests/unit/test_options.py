@@ -39,7 +39,7 @@ def test_settings_are_frozen():
 
 
 @pytest.mark.parametrize("give", [Options.from_keywords, Options().merged])
-@pytest.mark.parametrize(("name", "hint"), [("adress", "'address'"), ("retry", "'retries'"), ("xyzzy", None)])
+@pytest.mark.parametrize(("name", "hint"), [("adress", "'address'"), ("retrys", "'retries'"), ("xyzzy", None)])
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(give, name, hint):
     with pytest.raises(OptionTypeError) as error:
         give({name: 1})
@@ -97,6 +97,12 @@ def test_what_joblibs_own_backends_take_is_accepted(keywords):
         ("initargs", "ab", "tuple"),
         ("workers", 5, "worker"),
         ("allow_other_workers", "no", "bool"),
+        ("return_exceptions", 1, "bool"),
+        ("retry_on", "OSError", "class of exceptions"),
+        ("retry_on", (), "class of exceptions"),
+        ("retry_on", (OSError, int), "class of exceptions"),
+        ("worker_ttl", "30", "number"),
+        ("worker_ttl", True, "number"),
     ],
 )
 def test_a_wrong_type_is_an_error_that_says_what_is_accepted(name, value, accepted):
@@ -115,6 +121,8 @@ def test_a_wrong_type_is_an_error_that_says_what_is_accepted(name, value, accept
         ("retries", -1),
         ("max_nesting_depth", 0),
         ("resources", {"GPU": -1}),
+        ("worker_ttl", 0),
+        ("worker_ttl", float("nan")),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error(name, value):
@@ -256,3 +264,10 @@ def test_inner_calls_inherit_what_bears_on_where_and_how_tasks_run():
     }
     assert pickle.loads(pickle.dumps(options.inherited())) == options.inherited()
     assert Options.from_keywords(inherited).submit_keywords() == options.submit_keywords()
+
+
+def test_retries_for_named_exceptions_are_not_handed_on():
+    """The class may be one of the caller's script."""
+    assert Options(retry_on=OSError).retry_on == (OSError,)
+    assert dict(Options(retries=2).inherited())["retries"] == 2
+    assert dict(Options(retries=2, retry_on=[OSError, ValueError]).inherited())["retries"] == 0

@@ -69,6 +69,8 @@ class CallSetup:
     """A `CallSpec`."""
     limits: CallLimits
     slots: int
+    retry_on: tuple[type[BaseException], ...]
+    """What the user's function may raise and be run again."""
     max_nbytes: int | None
     copy_on_write: bool
     """Tasks may write to the buffers they share, each for itself."""
@@ -360,7 +362,7 @@ class ParallelCall:
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)
 
     def _results(self, reply: Reply, buffers: list[Any], tasks: range) -> tuple[list[Any], BaseException | None, bool]:
-        """Unpickle the results; gives the first failure after them, and whether the user's function raised it."""
+        """Unpickle the results; gives the first failure after them, and whether `retries` are for it."""
         results: list[Any] = []
         used = 0
         for kind, *fields in reply.results:
@@ -379,7 +381,8 @@ class ParallelCall:
         task = tasks[len(results)]
         failure = TaskFailure(*reply.failure)
         raised = failure.kind == wire.RAISED or failure.part.startswith("exception")
-        return results, task_error(failure, task, self._tasks.call(task), reply.worker), raised
+        error = task_error(failure, task, self._tasks.call(task), reply.worker)
+        return results, error, raised and isinstance(error, self._setup.retry_on)
 
     def _emit(self, shown: list[Any]) -> None:
         """Print and warn what tasks did; a warning that the caller's filters make an error ends the call."""

@@ -55,7 +55,7 @@ class ChunkReplied:
     nbytes: int = 0
     """What went to the worker and came back, without what several chunks share."""
     raised: bool = True
-    """`error` is what the user's function raised: `retries` are for that alone."""
+    """`error` is what the user's function raised, and of a kind that `retries` are for."""
 
 
 @dataclass(frozen=True, slots=True)
