@@ -152,10 +152,17 @@ def process_client(ledger, tmp_path_factory, pytestconfig):
 
 
 def open_store(client, pytestconfig):
-    """Have the client make the directory for its large buffers, which it keeps."""
+    """Have the client make the directory for its large buffers, which it keeps, and so those of inner calls."""
+
+    def call():
+        return joblib.Parallel(n_jobs=2)(joblib.delayed(len)(data) for data in [np.zeros(2**18)] * 2)
+
     if pytestconfig.getoption("--against") == "jobfleet":
         with joblib.parallel_config("dask", client=client):
-            joblib.Parallel()(joblib.delayed(len)(data) for data in [np.zeros(2**18)] * 2)
+            call()
+        for worker in client.scheduler_info()["workers"]:
+            with joblib.parallel_config("dask", client=client, workers=[worker]):
+                joblib.Parallel(n_jobs=2)(joblib.delayed(call)() for _ in range(2))
 
 
 class Script:

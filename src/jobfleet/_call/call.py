@@ -257,6 +257,7 @@ class ParallelCall:
             return
         for command in commands:
             self._act(command)
+        self._session.flush()
         self._deliveries.extend(delivery for delivery in deliveries if delivery.error is None)
         if self._ended:
             return

@@ -57,7 +57,7 @@ class Session(Protocol):
     """Makes the copies of large buffers; outlives the session."""
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
-        """Run a chunk; returns at once.
+        """Run a chunk, at the latest after the next `flush`; returns at once.
 
         Parameters
         ----------
@@ -68,6 +68,9 @@ class Session(Protocol):
         done
             Called once with the outcome, on a thread of the engine, unless the session is closed before.
         """
+
+    def flush(self) -> None:
+        """Send what was submitted, together."""
 
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""

@@ -165,6 +165,9 @@ def _restrictions(options: Options) -> str:
     return f" with {', '.join(f'{k}={v}' for k, v in keywords.items())}" if keywords else ""
 
 
+_Submission = tuple[PackedChunk, str, Callable[[Outcome], None]]
+
+
 class DaskSession:
     """One call's tasks on a Dask cluster.
 
@@ -175,6 +178,10 @@ class DaskSession:
     """
 
     _closed: bool
+    _outbox: list[_Submission]
+    """Belongs to the driver's thread."""
+    _running: set[asyncio.Task[None]]
+    """Held, since the loop does not."""
     _futures: set[distributed.Future]
     _placing: Placing
     """Buffers that could not be stored."""
@@ -201,6 +208,8 @@ class DaskSession:
         self.keeper: Keeper = placement.store
         self._cancelled = cancelled
         self._closed = False
+        self._outbox = []
+        self._running = set()
         self._futures = set()
         self._placing = {}
         self._watcher = None
@@ -211,11 +220,17 @@ class DaskSession:
         self._silent = set()
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
-        """Run a chunk; returns at once."""
+        """Run a chunk, after the next `flush`; returns at once."""
         if self._cancelled():
             done(Lost(LostKind.ABANDONED, RuntimeError("its task was cancelled")))
         else:
-            self._on_loop(self._run, chunk, label, done)
+            self._outbox.append((chunk, label, done))
+
+    def flush(self) -> None:
+        """Send what was submitted, together: the loop would be off with the first before it hears of the second."""
+        if self._outbox:
+            self._on_loop(self._run_all, self._outbox)
+            self._outbox = []
 
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""
@@ -245,6 +260,12 @@ class DaskSession:
 
     def _on_loop(self, function: Callable[..., Any], *args: Any) -> None:
         self._client.loop.add_callback(function, *args)
+
+    def _run_all(self, submissions: list[_Submission]) -> None:
+        for submission in submissions:
+            running = asyncio.ensure_future(self._run(*submission))
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
 
     async def _run(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Bring one chunk to its outcome: `done` is called whatever happens, unless closed."""

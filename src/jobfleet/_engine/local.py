@@ -117,6 +117,9 @@ class LocalSession:
         if not self._n_threads:
             self._work()
 
+    def flush(self) -> None:
+        """Do nothing: what was submitted is on its way."""
+
     def _work(self) -> None:
         while not self._closed and (job := self._jobs.get()) is not None:
             chunk, done = job
