@@ -160,7 +160,7 @@ def open_store(client, pytestconfig):
     if pytestconfig.getoption("--against") == "jobfleet":
         with joblib.parallel_config("dask", client=client):
             call()
-        for worker in client.scheduler_info()["workers"]:
+        for worker in client.ncores():
             with joblib.parallel_config("dask", client=client, workers=[worker]):
                 joblib.Parallel(n_jobs=2)(joblib.delayed(call)() for _ in range(2))
 

@@ -108,4 +108,4 @@ def test_an_exception_too_is_unpickled_by_the_client_only(bare_client, courier, 
 
 def test_the_scheduler_keeps_living_without_the_modules(bare_processes, bare_client):
     assert all(process.poll() is None for process in bare_processes.running[:3]), bare_processes.logs()
-    assert len(bare_client.scheduler_info()["workers"]) >= 2
+    assert len(bare_client.ncores()) >= 2  # `scheduler_info` may be empty for a moment: Dask renews it without workers

@@ -105,16 +105,23 @@ class Hosts:
 
     def files(self, host=""):
         """Give the buffers that are stored on a host: their paths below `shared_memory`."""
-        found = Path(self.shared_memory).glob("jobfleet-store-*/*")
         return sorted(
             path
-            for path in found
-            if path.is_file() and path.stat().st_size and path.parent.name.split("-")[4:] == ([host] if host else [])
+            for path in map(Path, self.left())
+            if path.parent.name.split("-")[4:] == ([host] if host else []) and _holds_something(path)
         )
 
     def left(self):
         """Give all that is there."""
-        return [str(path) for path in Path(self.shared_memory).glob("**/*")]
+        # Unlike `glob`, this does not mind what goes while it looks.
+        return [os.path.join(top, name) for top, dirs, files in os.walk(self.shared_memory) for name in dirs + files]
+
+
+def _holds_something(path):
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(scope="package", autouse=True)
