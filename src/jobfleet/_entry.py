@@ -7,6 +7,7 @@ from typing import Any
 
 from ._backend import nested_backend
 from ._engine.buffer_service import current_service
+from ._engine.replies import enclose
 from ._engine.task import dask_place
 from ._wire import Missing, Placed, Request
 from ._worker.run import copied, run_chunk
@@ -36,7 +37,9 @@ def run(request: Any, values: Sequence[Any]) -> Any:
             return attached.as_tuple()
         travelling, export = attached, service.exporter(where)
     with dask_place(nested_backend) as place:
-        return run_chunk(Request.from_bytes(request), travelling, place, export)
+        reply = run_chunk(Request.from_bytes(request), travelling, place, export)
+    enclose(reply)
+    return reply
 
 
 def keep_buffers(token: str, key: str) -> None:

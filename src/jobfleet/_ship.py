@@ -19,7 +19,9 @@ import sys
 import zlib
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
+
+import cloudpickle
 
 from . import _bootstrap
 
@@ -60,7 +62,7 @@ def bootstrap() -> Callable[..., Any]:
         # What workers pickle by that name, and a worker that lives in this process, find this package.
         _bootstrap.add_finder(_bootstrap.AliasFinder(private_name, _PACKAGE))
         sys.modules[f"{private_name}._entry"] = importlib.import_module(f"{_PACKAGE}._entry")
-    return by_value(_bootstrap.run_chunk)
+    return pickled_once(by_value(_bootstrap.run_chunk))
 
 
 @functools.cache
@@ -71,3 +73,29 @@ def by_value(function: Any) -> Callable[..., Any]:
     copy.__kwdefaults__ = function.__kwdefaults__
     copy.__module__ = "_jobfleet_bootstrap"
     return copy
+
+
+def pickled_once(function: Any) -> Callable[..., Any]:
+    """Give a function by value as a callable whose pickle is made here, and never again.
+
+    Dask pickles the function of each submission twice, in the client and in the scheduler, and each time tries the
+    standard pickler before cloudpickle: it would look for the function's module on all of `sys.path`.
+    """
+    namespace = {
+        "__module__": function.__module__,
+        "__name__": function.__name__,
+        "__call__": staticmethod(function),
+        "__reduce__": by_value(_reduce_to_pickle),
+        "pickled": None,
+    }
+    callable_: Any = type("PickledOnce", (), namespace)()
+    callable_.pickled = cloudpickle.dumps(callable_, protocol=5)
+    return cast(Callable[..., Any], callable_)
+
+
+def _reduce_to_pickle(self: Any) -> Any:
+    import pickle
+
+    if self.pickled is None:
+        return type(self), ()
+    return pickle.loads, (self.pickled,), {"pickled": self.pickled}

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import weakref
 from collections import defaultdict
+from types import NoneType
 from typing import Any
 
 import distributed
@@ -17,6 +18,7 @@ from dask.base import annotate
 from distributed.comm.core import CommClosedError
 
 from .deaths import ANNOTATION
+from .replies import Replies
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Courier:
         self._done = []
         self._collections: set[asyncio.Task[None]] = set()
         self._release_timer = None
+        self._replies = Replies(client)
 
     @property
     def _client(self) -> distributed.Client:
@@ -75,8 +78,14 @@ class Courier:
 
     async def result(self, future: distributed.Future) -> Any:
         """Wait for a task's result."""
-        # There is no public way to wait in the loop without collecting.
-        await future._state.wait()
+        self._replies.expect(future.key)
+        try:
+            # There is no public way to wait in the loop without collecting.
+            await future._state.wait()
+        finally:
+            reply = self._replies.take(future.key)
+        if reply is not None:
+            return reply
         if future.status != "finished" or self._is_direct():
             return await future._result()
         arrival = asyncio.get_running_loop().create_future()
@@ -104,7 +113,7 @@ class Courier:
         alike: dict[Any, list[int]] = defaultdict(list)
         for position, (_, args, keywords, _) in enumerate(submissions):
             # What refers to data on the cluster goes by itself: `map` looks for that deep inside.
-            plain = all(type(arg) in (bytes, str) for arg in args)
+            plain = all(type(arg) in (bytes, str, NoneType) for arg in args)
             alike[(len(args), id(keywords)) if plain else position].append(position)
         for group in alike.values():
             self._submit_group(function, [submissions[position] for position in group])

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from dask.utils import format_bytes
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from . import replies
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -44,12 +46,17 @@ def _update_graph(self: Any, scheduler: Any, *, annotations: Any, **kwargs: Any)
 
 
 def _plugin() -> SchedulerPlugin:
-    """Make the plugin; of a class that no module holds, so that it travels by value."""
+    """Make the plugin; of a class that no module holds, so that it travels by value.
+
+    It hands tasks back when their worker dies, and sends replies on, see `replies`.
+    """
     namespace = {
         "__module__": "_jobfleet_scheduler",
         "name": "jobfleet-deaths",
         "idempotent": True,
         "update_graph": by_value(_update_graph),
+        "start": by_value(replies.start),
+        "transition": by_value(replies.transition),
     }
     plugin: SchedulerPlugin = type("HandBack", (SchedulerPlugin,), namespace)()
     return plugin
@@ -57,7 +64,9 @@ def _plugin() -> SchedulerPlugin:
 
 def by_value(function: Any) -> Any:
     """Have a function travel by value: no module holds it. It can use nothing but its arguments."""
-    return type(function)(function.__code__, {"__name__": "_jobfleet_scheduler"}, function.__name__, None, None)
+    copy = type(function)(function.__code__, {"__name__": "_jobfleet_scheduler"}, function.__name__, None, None)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 class Deaths:
