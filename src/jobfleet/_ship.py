@@ -90,7 +90,7 @@ def pickled_once(function: Any) -> Callable[..., Any]:
     }
     callable_: Any = type("PickledOnce", (), namespace)()
     callable_.pickled = cloudpickle.dumps(callable_, protocol=5)
-    return cast(Callable[..., Any], callable_)
+    return cast("Callable[..., Any]", callable_)
 
 
 def _reduce_to_pickle(self: Any) -> Any:

@@ -25,6 +25,7 @@ from .._sink import Sink
 from .._wire import Reply, TaskFailure
 from .._worker.interrupt import current
 from .describe import label, loss_error, not_readable, not_sendable, task_error, timeout_message
+from .durations import durations
 from .output import OutputOrder
 from .state import (
     AskForMore,
@@ -36,6 +37,7 @@ from .state import (
     ChunkReplied,
     Command,
     Deliver,
+    DispatchPaused,
     Event,
     Forget,
     Send,
@@ -145,6 +147,8 @@ class ParallelCall:
         self._n_to_ask_for = 0
         self._sent: dict[int, tuple[Send, int]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
+        self._function: Any = None
+        """That of the first task."""
         self._n_submitted = 0
         self._ended = False
         self._settled = threading.Event()
@@ -160,7 +164,7 @@ class ParallelCall:
 
     def batch_size(self) -> int:
         """Answer joblib how many tasks its next batch should have."""
-        return self._state.sizer.size
+        return self._state.sizer.batch_size
 
     def submit(self, calls: list[Call], callback: Callable[[Outputs], None]) -> None:
         """Take a batch from joblib; never blocks, never raises for a task's fault.
@@ -193,6 +197,7 @@ class ParallelCall:
         region = current()
         if region is not None:
             region.on_request.add(self._settled.set)
+        self._inbox.put(DispatchPaused())
         if awaits_results(self._setup.parallel):
             self._session.lend_thread()
         while awaits_results(self._setup.parallel) and not self._settled.wait(_IDLE_S):
@@ -231,6 +236,9 @@ class ParallelCall:
                 fail_call(self._setup.parallel, error)
         finally:
             self._settle()
+            sizer = self._state.sizer
+            if sizer.mean_s is not None and not sizer.guessed:
+                durations.note(self._function, sizer.mean_s)
             self._tasks.clear()
             self._blobs.clear()
 
@@ -287,15 +295,22 @@ class ParallelCall:
         messages: list[Any] = []
         try:
             if not self._deliveries and not self._n_to_ask_for:
-                messages.append(self._inbox.get(timeout=_IDLE_S))
+                messages.append(self._inbox.get(timeout=self._patience_s()))
             while len(messages) < _MAX_TOGETHER:
                 messages.append(self._inbox.get_nowait())
         except queue.Empty:
-            if not messages and not self._deliveries and not self._n_to_ask_for:
+            if not messages and not self._deliveries and not self._n_to_ask_for and self._state.hold_until_s is None:
                 lost = self._session.lost()
                 if lost is not None:
                     messages += [_Finished(chunk, lost) for chunk in self._sent]
         return messages
+
+    def _patience_s(self) -> float:
+        """Give how long to wait for a message."""
+        hold_until_s = self._state.hold_until_s
+        if hold_until_s is None:
+            return _IDLE_S
+        return 0.0 if input_ended(self._setup.parallel) else max(0.0, hold_until_s - time.monotonic())
 
     def _events(self, message: Any) -> Iterator[Event]:
         """Translate a message for the state machine."""
@@ -306,7 +321,7 @@ class ParallelCall:
                 yield self._finished(message.chunk, message.outcome)
             case Slots():
                 yield SlotsChanged(message.total)
-            case BatchConsumed():
+            case BatchConsumed() | DispatchPaused():
                 yield message
 
     def _act(self, command: Command) -> None:
@@ -327,7 +342,10 @@ class ParallelCall:
             task = range(start + position, start + position + 1)
             self._tasks.forget(task)
             self._emit(self._output.take(task, iter(())))
-        return BatchArrived(len(message.calls), message.error, message.failed)
+        if self._function is None:
+            self._function = message.calls[0][0]
+        expected_s = durations.expected_s(self._function)
+        return BatchArrived(len(message.calls), message.error, message.failed, expected_s)
 
     def _send(self, command: Send) -> None:
         pieces = list(self._tasks.pieces(command.tasks))

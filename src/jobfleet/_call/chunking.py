@@ -32,6 +32,13 @@ MIN_SHARE = 0.1
 #: A chunk carries no more than this, however short its tasks: it passes through the client and the scheduler whole.
 MAX_CHUNK_NBYTES = 8 * 2**20
 
+#: The first chunks of a call are cut by what its function's tasks took in an earlier call, and are to last no longer:
+#: what is behind a task that takes long after all waits for it.
+GUESSED_S = 0.02
+
+#: joblib is asked for no more tasks at a time: it makes them all before it hands over the first.
+MAX_DISPATCHED = 4096
+
 _MAX_GROWTH = 256
 _MAX_SIZE = 10_000
 _MIN_TASK_S = 1e-6
@@ -54,7 +61,9 @@ class ChunkSizer:
     n_slots: int
     size: int
     mean_s: float | None
-    """Duration of a task, recent chunks counting more; None before any has run."""
+    """Duration of a task, recent chunks counting more; None before any has run, unless there is a guess."""
+    guessed: bool
+    """`mean_s` comes from an earlier call."""
     mean_nbytes: float
     """What a task makes travel, likewise."""
 
@@ -62,15 +71,27 @@ class ChunkSizer:
         self.n_slots = n_slots
         self.size = 1
         self.mean_s = None
+        self.guessed = False
         self.mean_nbytes = 0.0
+
+    @property
+    def batch_size(self) -> int:
+        """How many tasks joblib's next batch should have."""
+        return min(self.size, max(1, MAX_DISPATCHED // self.n_slots))
+
+    def guess(self, mean_s: float) -> None:
+        """Take what a task is likely to last, before any has run."""
+        if self.mean_s is None:
+            self.mean_s, self.guessed = max(mean_s, _MIN_TASK_S), True
+            self.size = max(1, min(int(GUESSED_S / self.mean_s), _MAX_SIZE))
 
     def observe(self, n_tasks: int, seconds: float, nbytes: int = 0) -> None:
         """Take note of a chunk that ran."""
         if not n_tasks:
             return
         mean_s = max(seconds / n_tasks, _MIN_TASK_S)
-        if self.mean_s is None:
-            self.mean_s = mean_s
+        if self.mean_s is None or self.guessed:
+            self.mean_s, self.guessed = mean_s, False
         elif mean_s > self.mean_s:
             self.mean_s = (self.mean_s + mean_s) / 2
         else:
@@ -103,6 +124,6 @@ class ChunkSizer:
 
     def chunks_per_slot(self) -> int:
         """Give how many chunks a slot has: one runs, and one waits if chunks are known to be short."""
-        if self.mean_s is None or not MIN_WAITING_S <= self.mean_s * self.size <= MAX_WAITING_S:
+        if self.mean_s is None or self.guessed or not MIN_WAITING_S <= self.mean_s * self.size <= MAX_WAITING_S:
             return 1
         return 2

@@ -6,6 +6,8 @@ import functools
 import pickle
 import reprlib
 from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from .. import _wire as wire
@@ -23,6 +25,8 @@ from ..errors import (
     TaskExitError,
     WorkerLostError,
 )
+
+_FUNCTION = itemgetter(0)
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
@@ -52,7 +56,8 @@ def label(pieces: Sequence[Sequence[Call]]) -> str:
     """Name a chunk for Dask's dashboard, as joblib's own backend does."""
     first = pieces[0][0][0]
     name = getattr(first, "__name__", None) or type(getattr(first, "func", first)).__name__
-    mixed = len({id(call[0]) for piece in pieces for call in piece}) > 1
+    # Nothing is done call by call in Python: there may be thousands.
+    mixed = len(set(map(id, map(_FUNCTION, chain.from_iterable(pieces))))) > 1
     n_calls = sum(map(len, pieces))
     return f"{'mixed_' if mixed else ''}batch_of_{name.strip('<>')}_{n_calls}_calls"
 

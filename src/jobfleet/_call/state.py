@@ -24,6 +24,10 @@ from .recovery import (
     runs_by_itself,
 )
 
+#: While a call's first tasks come in, they wait so long for those that go along with them in the first chunks, if they
+#: are known to be short. What they gain is a round trip, of some 10 ms.
+HOLD_S = 0.003
+
 #: When chunks take longer than this, some more are shown to the cluster than it has slots.
 _STALL_S = 1.0
 _SHOWN_PER_SLOT = 4
@@ -39,6 +43,13 @@ class BatchArrived:
     """Why it cannot be sent at all."""
     failed: Mapping[int, BaseException] = field(default_factory=dict)
     """Why some of its tasks, by position, cannot be sent."""
+    expected_s: float | None = None
+    """What each of its tasks is likely to last, by what is known from earlier calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchPaused:
+    """The caller has handed over what joblib dispatches at first, and waits for results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +96,7 @@ class BatchConsumed:
     batch: int
 
 
-Event = BatchArrived | ChunkReplied | ChunkLost | SlotsChanged | BatchConsumed
+Event = BatchArrived | DispatchPaused | ChunkReplied | ChunkLost | SlotsChanged | BatchConsumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +237,10 @@ class CallState:
     _last_reply_s: float | None = None
     _stalled: bool = False
     """No chunk has come back for a while, though tasks wait."""
+    hold_until_s: float | None = None
+    """Until then the first tasks wait for others, unless all are there before."""
+    _paused: bool = False
+    """joblib dispatches only what it is asked for, or what it owes for batches that were delivered."""
     _first_concurrency: int = 0
     _n_undelivered: int = 0
     """Tasks of batches that were not delivered; batches if their size is the user's."""
@@ -255,7 +270,9 @@ class CallState:
         for event in events:
             match event:
                 case BatchArrived():
-                    self._arrived(event)
+                    self._arrived(event, now_s)
+                case DispatchPaused():
+                    self._paused = True
                 case ChunkReplied():
                     self._replied(event, commands)
                     self._last_reply_s, self._stalled = now_s, False
@@ -265,7 +282,8 @@ class CallState:
                     self._slots_changed(event, now_s)
                 case BatchConsumed():
                     self._unconsumed.discard(event.batch)
-        self._send(commands)
+        if not self._holds(now_s):
+            self._send(commands)
         self._deliver(commands)
         self._ask_for_more(commands)
         return commands
@@ -277,7 +295,11 @@ class CallState:
 
     # Events
 
-    def _arrived(self, event: BatchArrived) -> None:
+    def _arrived(self, event: BatchArrived, now_s: float) -> None:
+        if event.expected_s is not None and self.sizer.mean_s is None and not self.limits.fixed_batches:
+            self.sizer.guess(event.expected_s)
+            if self.sizer.size > 1:
+                self.hold_until_s = now_s + HOLD_S
         start, number = self._n_tasks, len(self._batches)
         self._n_tasks += event.size
         self._n_undelivered += self._weight(event.size)
@@ -503,7 +525,9 @@ class CallState:
         knows_more = self.sizer.mean_s is not None or concurrency > self._first_concurrency
         if ahead is None or not knows_more or self.input_ended:
             return
-        size = self._weight(self.sizer.size)
+        if self.sizer.guessed and not self._paused and not self._chunks:
+            return  # the caller is still pulling the user's iterable, as slow as that may be
+        size = self._weight(self.sizer.batch_size)
         missing = int(ahead * concurrency) - self._n_awaited - ceil(self._n_undelivered / size)
         if missing > 0:
             self._n_awaited += missing
@@ -552,6 +576,15 @@ class CallState:
             # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
             return _SHOWN_PER_SLOT * concurrency
         return concurrency * self.sizer.chunks_per_slot()
+
+    def _holds(self, now_s: float) -> bool:
+        """Whether the call's first tasks wait for those that are about to come."""
+        if self.hold_until_s is None:
+            return False
+        are_all = self.input_ended or self._n_queued >= self._concurrency(self.slots) * self.sizer.size
+        if are_all or self._chunks or now_s >= self.hold_until_s:
+            self.hold_until_s = None
+        return self.hold_until_s is not None
 
     def _send(self, commands: list[Command]) -> None:
         while self._queue and len(self._chunks) < self._max_chunks():

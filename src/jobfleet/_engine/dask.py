@@ -29,6 +29,7 @@ from .base import Lost, LostKind, Outcome, Slots
 from .connect import usable_client
 from .courier import LINGERING_NBYTES, courier_of
 from .deaths import deaths_of
+from .embedded import embedded_slots
 from .placement import Placement, Placing, forget_lost, placement_of
 from .silence import Copies, interval_s, silent_keys
 
@@ -74,6 +75,8 @@ class DaskEngine:
     def slots(self, options: Options) -> Slots:
         """Give the slots, waiting for a first one."""
         client = usable_client(self._find_client(options))
+        if (n_embedded := embedded_slots(client)) and not (options.resources or options.workers):
+            return Slots(n_embedded, n_embedded)  # all on this host; nobody need be asked
         slots: Slots = client.sync(_wait_for_slots, client, options)
         return slots
 

@@ -33,6 +33,7 @@ __all__ = [
     "close_embedded",
     "embedded_client",
     "embedded_failure",
+    "embedded_slots",
     "expected_workers",
     "is_embedded",
 ]
@@ -106,6 +107,12 @@ def close_embedded() -> None:
 def is_embedded(client: Client) -> bool:
     """Say whether the client is one that `embedded_client` has returned."""
     return client in _clients
+
+
+def embedded_slots(client: Client) -> int | None:
+    """Give the slots there are now, without asking anybody; None if `client` is not that of the embedded cluster."""
+    cluster = _current
+    return cluster.n_threads if cluster is not None and cluster.client is client else None
 
 
 def expected_workers() -> int:

@@ -206,6 +206,11 @@ class EmbeddedCluster:
         return self._launch.n_workers - len(self._given_up)
 
     @property
+    def n_threads(self) -> int:
+        """Number of threads of the workers that are there."""
+        return self._scheduler.total_nthreads if self._scheduler is not None else 0
+
+    @property
     def failure(self) -> str:
         """What ended the last process that could not become a worker."""
         return self._failure
