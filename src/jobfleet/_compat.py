@@ -45,7 +45,8 @@ def ahead_per_slot(parallel: Parallel) -> float | None:
 
 def input_ended(parallel: Parallel) -> bool:
     """Whether joblib has found the end of the user's iterable, or reads all of it at once."""
-    return parallel._original_iterator is None
+    # It is set a moment after the call has started.
+    return getattr(parallel, "_original_iterator", parallel) is None
 
 
 def dispatch_more(parallel: Parallel) -> None:

@@ -115,7 +115,10 @@ class ChunkSizer:
         if not is_all:
             return min(self.size, max(least, ceil(n_queued / self.n_slots)))
         # No slot gets more than its part of all that is left.
-        least = min(least, ceil((n_queued + n_sent) / self.n_slots))
+        part = ceil((n_queued + n_sent) / self.n_slots)
+        if self.guessed and part <= 2 * self.size:
+            return part  # all goes in one round
+        least = min(least, part)
         return min(self.size, max(least, ceil(n_queued / (2 * self.n_slots))))
 
     def budget_s(self, n_tasks: int) -> float:

@@ -22,8 +22,8 @@ from .replies import Replies
 
 logger = logging.getLogger(__name__)
 
-#: Results are let go together with the next submission, or when there has been none for so long. A message of its own
-#: would also hold up the next submission: Dask's clients send at most one in 10 ms.
+#: Results are let go together, so long after the first of them was collected. Not with the next submission: the
+#: scheduler would tell the workers at once, and then wait 5 ms before it sends them what was submitted.
 _LINGER_S = 0.05
 
 #: A result that is larger should be let go at once: it takes memory on its worker.
@@ -45,7 +45,7 @@ class Courier:
     _arrivals: dict[str, asyncio.Future[Any]]
     """Results to be collected, by key."""
     _done: list[distributed.Future]
-    """Whose results were collected."""
+    """Whose results were collected; they are let go when the timer ends."""
     _release_timer: asyncio.TimerHandle | None
 
     def __init__(self, client: distributed.Client) -> None:
@@ -99,7 +99,7 @@ class Courier:
         return value if is_there else await future._result()
 
     def let_go(self, future: distributed.Future, may_linger: bool) -> None:
-        """Say that a task is not needed any more; what may linger is let go with the next submission."""
+        """Say that a task is not needed any more; what may linger is let go with others."""
         if not may_linger:
             future.release()
             return
@@ -117,7 +117,6 @@ class Courier:
             alike[(len(args), id(keywords)) if plain else position].append(position)
         for group in alike.values():
             self._submit_group(function, [submissions[position] for position in group])
-        self._release_all()
 
     def _submit_group(self, function: Any, submissions: list[Any]) -> None:
         keywords = submissions[0][2]
@@ -167,9 +166,7 @@ class Courier:
         return True
 
     def _release_all(self) -> None:
-        if self._release_timer is not None:
-            self._release_timer.cancel()
-            self._release_timer = None
+        self._release_timer = None
         done, self._done = self._done, []
         for future in done:
             future.release()

@@ -30,7 +30,7 @@ from ..errors import EmbeddedClusterError
 from .deaths import ENDS
 from .embedded_launch import Launch, start_message
 from .embedded_process import WorkerProcess, describe_exit
-from .embedded_worker import CALM_CLOCKS
+from .embedded_worker import CALM_CLOCKS, SEND_INTERVAL_S
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ START_DEADLINE_S = 60.0
 OTHERS_DEADLINE_S = 5.0
 #: How long Dask's part may take to close; then it is left to itself.
 CLOSE_DEADLINE_S = 2.0
-#: How long the client gathers messages to its scheduler, which cost little on the same loop; Dask's own value is 10 ms.
-SEND_INTERVAL_S = 0.002
 
 
 class RestartPolicy:
@@ -102,6 +100,7 @@ class _Arrivals(SchedulerPlugin):
         self.cluster = cluster
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        scheduler.stream_comms[worker].interval = SEND_INTERVAL_S
         self.cluster.on_arrival(str(scheduler.workers[worker].name))
 
 
@@ -233,7 +232,7 @@ class EmbeddedCluster:
                 name="jobfleet-embedded",
                 timeout=START_DEADLINE_S,
             )
-            self.client.scheduler_comm.interval = SEND_INTERVAL_S
+            self._run(self._shorten_intervals(self.client), START_DEADLINE_S)
             self._wait_for_workers()
         except EmbeddedClusterError:
             self.close()
@@ -294,6 +293,11 @@ class EmbeddedCluster:
         self._scheduler = scheduler
         await scheduler
         return str(scheduler.address)
+
+    async def _shorten_intervals(self, client: Client) -> None:
+        assert self._scheduler is not None
+        client.scheduler_comm.interval = SEND_INTERVAL_S
+        self._scheduler.client_comms[client.id].interval = SEND_INTERVAL_S
 
     def _scheduler_in_process(self) -> str:
         assert self._scheduler is not None
