@@ -176,6 +176,7 @@ class JobfleetBackend(ParallelBackendBase):
             initializer=_pickled_initializer(options),
             nested=options.inherited(),
         )
+        session = engine.open(options, lends_thread=self._lends_thread())
         limits = CallLimits(
             n_jobs=self.parallel.n_jobs,
             fixed_batches=fixed_batches,
@@ -185,8 +186,8 @@ class JobfleetBackend(ParallelBackendBase):
             ahead_per_slot=_ahead_per_slot(self.parallel),
             no_workers_timeout_s=options.wait_for_workers_timeout,
             return_exceptions=options.return_exceptions,
+            help_s=session.help_s,
         )
-        session = engine.open(options, lends_thread=self._lends_thread())
         self._call = ParallelCall(
             CallSetup(
                 parallel=self.parallel,
@@ -220,9 +221,13 @@ class JobfleetBackend(ParallelBackendBase):
     def retrieval_context(self) -> Iterator[None]:
         """Let other tasks have this thread's slot while it waits, in a task that makes a call."""
         raise_early_failure(self.parallel)
+        call = self._call if self._lends_thread() else None
+        if call is not None and not call.help():
+            yield
+            return
         with self._engine_in_use().waiting():
-            if self._call is not None and self._lends_thread():
-                self._call.wait()
+            if call is not None:
+                call.wait()
             yield
 
     def _lends_thread(self) -> bool:

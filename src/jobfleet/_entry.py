@@ -36,8 +36,9 @@ def run(request: Any, values: Sequence[Any]) -> Any:
         if isinstance(attached, Missing):
             return attached.as_tuple()
         travelling, export = attached, service.exporter(where)
-    with dask_place(nested_backend) as place:
-        reply = run_chunk(Request.from_bytes(request), travelling, place, export)
+    request = Request.from_bytes(request)
+    with dask_place(nested_backend, request.others_wait) as place:
+        reply = run_chunk(request, travelling, place, export)
     enclose(reply)
     return reply
 

@@ -110,6 +110,8 @@ class Request(_Message):
     report_every: int = 0
     """Before the first task, and each one that is a multiple of this further, the scheduler is told; 0: never.
     So it is known who ran when the worker dies."""
+    others_wait: bool = False
+    """More tasks of the call wait for a slot: whatever these tasks hand to the cluster waits, too."""
 
 
 @dataclass(frozen=True, slots=True)

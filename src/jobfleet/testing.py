@@ -80,7 +80,7 @@ class _ScriptedSession(LocalSession):
         super().__init__(_place, n_slots)
         self._next_fault = next_fault
 
-    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk in the next free thread, or lose it."""
         fault = self._next_fault()
         if fault is None:

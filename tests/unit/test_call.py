@@ -40,6 +40,7 @@ class Engine:
 
     depth = 0
     keeper = InProcess()
+    help_s = 0.0
 
     def __init__(self, answer, slots=1):
         self.answer = answer
@@ -61,10 +62,13 @@ class Engine:
 
     # It is its own session.
 
+    def slot_is_free(self):
+        pass
+
     def flush(self):
         pass
 
-    def submit(self, chunk, label, done):
+    def submit(self, chunk, label, done, here=False):
         outcome = self.answer(chunk)
         if outcome is not None:
             done(outcome)
@@ -263,7 +267,7 @@ def test_an_engine_that_raises_ends_the_call():
 
 def test_an_outcome_that_comes_twice_counts_once():
     class Twice(Engine):
-        def submit(self, chunk, label, done):
+        def submit(self, chunk, label, done, here=False):
             super().submit(chunk, label, done)
             super().submit(chunk, label, done)
 

@@ -189,17 +189,22 @@ class ParallelCall:
         error.__cause__ = reason
         return error
 
-    def wait(self) -> None:
-        """Wait until all results are there or the call has failed.
-
-        joblib would ask a hundred times a second, and so lose some milliseconds of every call.
-        """
+    def help(self) -> bool:
+        """Let the engine use this thread, which has nothing to do but wait; gives whether there is still to wait."""
         region = current()
         if region is not None:
             region.on_request.add(self._settled.set)
         self._inbox.put(DispatchPaused())
         if awaits_results(self._setup.parallel):
             self._session.lend_thread()
+        return awaits_results(self._setup.parallel) and not self._settled.is_set()
+
+    def wait(self) -> None:
+        """Wait until all results are there or the call has failed.
+
+        joblib would ask a hundred times a second, and so lose some milliseconds of every call.
+        """
+        self._session.slot_is_free()
         while awaits_results(self._setup.parallel) and not self._settled.wait(_IDLE_S):
             pass
 
@@ -284,6 +289,7 @@ class ParallelCall:
             dispatch_more(self._setup.parallel)
             if input_ended(self._setup.parallel):
                 self._n_to_ask_for = 0
+                self._inbox.put(None)  # that there are no more may be what is waited for
             if time.monotonic() > until:
                 break
 
@@ -308,9 +314,7 @@ class ParallelCall:
     def _patience_s(self) -> float:
         """Give how long to wait for a message."""
         hold_until_s = self._state.hold_until_s
-        if hold_until_s is None:
-            return _IDLE_S
-        return 0.0 if input_ended(self._setup.parallel) else max(0.0, hold_until_s - time.monotonic())
+        return _IDLE_S if hold_until_s is None else max(0.0, hold_until_s - time.monotonic())
 
     def _events(self, message: Any) -> Iterator[Event]:
         """Translate a message for the state machine."""
@@ -357,11 +361,15 @@ class ParallelCall:
             copy_on_write=setup.copy_on_write,
             report_every=command.report_every,
             budget_s=command.budget_s,
+            others_wait=command.others_wait,
         )
         self._sent[command.chunk] = command, chunk.nbytes
         inbox = self._inbox
         self._session.submit(
-            chunk, label([calls for calls, _ in pieces]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
+            chunk,
+            label([calls for calls, _ in pieces]),
+            lambda outcome: inbox.put(_Finished(command.chunk, outcome)),
+            here=command.here,
         )
 
     def _finished(self, chunk: int, outcome: Outcome) -> Event:

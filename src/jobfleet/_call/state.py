@@ -27,6 +27,8 @@ from .recovery import (
 #: While a call's first tasks come in, they wait so long for those that go along with them in the first chunks, if they
 #: are known to be short. What they gain is a round trip, of some 10 ms.
 HOLD_S = 0.003
+#: And so long for the caller, if it may do all by itself: that saves two round trips.
+HELP_HOLD_S = 0.01
 
 #: When chunks take longer than this, some more are shown to the cluster than it has slots.
 _STALL_S = 1.0
@@ -111,6 +113,10 @@ class Send:
     """How many workers have died with these tasks."""
     budget_s: float | None = None
     """See `Request.budget_s`."""
+    here: bool = False
+    """In the thread that waits for the results."""
+    others_wait: bool = False
+    """See `Request.others_wait`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +166,8 @@ class CallLimits:
     """How long the call goes on when no worker is left."""
     return_exceptions: bool = False
     """What a task has failed with is its result."""
+    help_s: float = 0.0
+    """See `Session.help_s`."""
 
 
 @dataclass(slots=True)
@@ -298,8 +306,8 @@ class CallState:
     def _arrived(self, event: BatchArrived, now_s: float) -> None:
         if event.expected_s is not None and self.sizer.mean_s is None and not self.limits.fixed_batches:
             self.sizer.guess(event.expected_s)
-            if self.sizer.size > 1:
-                self.hold_until_s = now_s + HOLD_S
+        if not self._batches and (self.sizer.size > 1 or self.limits.help_s):
+            self.hold_until_s = now_s + (HELP_HOLD_S if self.limits.help_s else HOLD_S)
         start, number = self._n_tasks, len(self._batches)
         self._n_tasks += event.size
         self._n_undelivered += self._weight(event.size)
@@ -581,22 +589,40 @@ class CallState:
         """Whether the call's first tasks wait for those that are about to come."""
         if self.hold_until_s is None:
             return False
-        are_all = self.input_ended or self._n_queued >= self._concurrency(self.slots) * self.sizer.size
-        if are_all or self._chunks or now_s >= self.hold_until_s:
+        if self._chunks or now_s >= self.hold_until_s or self._is_complete():
             self.hold_until_s = None
         return self.hold_until_s is not None
 
+    def _is_complete(self) -> bool:
+        """Whether the first chunks would not be other ones if more tasks came."""
+        if self.limits.help_s and not self._paused:
+            return False
+        if self.input_ended or not self.sizer.guessed or self.sizer.mean_s is None:
+            return True
+        if self.limits.help_s:
+            return self._n_queued * self.sizer.mean_s > self.limits.help_s
+        return self._n_queued >= self._concurrency(self.slots) * self.sizer.size
+
     def _send(self, commands: list[Command]) -> None:
+        here = self._queue and not self._next_chunk and self._runs_here()
         while self._queue and len(self._chunks) < self._max_chunks():
             head = self._next_to_send()
             if head is None:
                 return
-            chunk = self._cut(head)
+            chunk = self._cut(head, bool(here))
             number, self._next_chunk = self._next_chunk, self._next_chunk + 1
             self._chunks[number] = chunk
             self._n_sent += len(chunk.tasks)
             budget_s = None if self.limits.fixed_batches else self.sizer.budget_s(len(chunk.tasks))
-            commands.append(Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s))
+            commands.append(
+                Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s, bool(here), self._n_queued > 0)
+            )
+
+    def _runs_here(self) -> bool:
+        """Whether the call, of which nothing has been sent yet, is so short that it goes no further than its caller."""
+        if not (self.limits.help_s and self._paused and self.input_ended and self.sizer.mean_s is not None):
+            return False
+        return len(self._queue) == 1 and self._n_queued * self.sizer.mean_s <= self.limits.help_s
 
     def _next_to_send(self) -> _Queued | None:
         head = self._queue[0]
@@ -604,10 +630,10 @@ class CallState:
             return head
         return next((queued for queued in self._queue if not runs_by_itself(queued.deaths)), None)
 
-    def _cut(self, head: _Queued) -> _Chunk:
+    def _cut(self, head: _Queued, here: bool) -> _Chunk:
         if head.alone:
             size = 1
-        elif self.limits.fixed_batches or head.deaths:
+        elif self.limits.fixed_batches or head.deaths or here:
             size = len(head.tasks)
         else:
             size = self.sizer.share(self._n_queued, self._n_sent, self.input_ended)

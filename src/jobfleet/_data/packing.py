@@ -75,6 +75,7 @@ def pack(
     copy_on_write: bool = False,
     report_every: int = 0,
     budget_s: float | None = None,
+    others_wait: bool = False,
 ) -> PackedChunk:
     """Lay out a chunk.
 
@@ -90,7 +91,7 @@ def pack(
         Tasks may write to what is shared, each for itself.
     report_every
         See `PackedChunk`.
-    budget_s
+    budget_s, others_wait
         See `Request`.
     """
     functions: dict[int, EncodedFunction] = {}
@@ -123,6 +124,7 @@ def pack(
         scattered=tuple(map(packer.scattered, scattered.values())),
         report_every=report_every,
         budget_s=budget_s,
+        others_wait=others_wait,
     )
     return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline], report_every)
 

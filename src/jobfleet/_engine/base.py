@@ -55,8 +55,10 @@ class Session(Protocol):
 
     keeper: Keeper
     """Makes the copies of large buffers; outlives the session."""
+    help_s: float
+    """A call with no more work than this, in seconds, is best run in the thread that is lent; 0: none is."""
 
-    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk, at the latest after the next `flush`; returns at once.
 
         Parameters
@@ -67,6 +69,8 @@ class Session(Protocol):
             Name of it for people, on the dashboard.
         done
             Called once with the outcome, on a thread of the engine, unless the session is closed before.
+        here
+            Run it in the thread that is lent; only the first chunk, and only if `help_s` says so.
         """
 
     def flush(self) -> None:
@@ -81,8 +85,12 @@ class Session(Protocol):
     def lend_thread(self) -> None:
         """Let the engine run chunks in this thread, which waits for the call's results.
 
-        Returns at once if the engine does not want it, else when `settle` or `close` is called.
+        Returns at once if the engine does not want it, else when `settle` or `close` is called, or when the thread
+        has run what it can help with.
         """
+
+    def slot_is_free(self) -> None:
+        """Say that the thread that was lent has given up its slot, if it had one."""
 
     def settle(self) -> None:
         """Say that all results are there: a thread that was lent goes back."""

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import distributed
@@ -25,7 +25,7 @@ from .._wire import NEED_DATA, Missing
 from .._worker.interrupt import current, uninterrupted
 from ..errors import NoWorkersError
 from ..options import Options
-from .base import Lost, LostKind, Outcome, Slots
+from .base import Lost, LostKind, Outcome, Session, Slots
 from .connect import usable_client
 from .courier import LINGERING_NBYTES, courier_of
 from .deaths import deaths_of
@@ -60,6 +60,8 @@ class DaskEngine:
         outer work that has not: tasks of depth d have Dask's priority raised by d.
     cancelled
         Whether the task that makes the calls has been given up, and they with it.
+    helped
+        Makes a session run short calls in the thread of the task that makes them.
     """
 
     def __init__(
@@ -67,21 +69,33 @@ class DaskEngine:
         find_client: Callable[[Options], distributed.Client],
         depth: int = 0,
         cancelled: Callable[[], bool] = lambda: False,
+        helped: Callable[[Session], Session] | None = None,
     ) -> None:
         self._find_client = find_client
         self.depth = depth
         self._cancelled = cancelled
+        self._helped = helped
 
     def slots(self, options: Options) -> Slots:
         """Give the slots, waiting for a first one."""
         client = usable_client(self._find_client(options))
         if (n_embedded := embedded_slots(client)) and not (options.resources or options.workers):
             return Slots(n_embedded, n_embedded)  # all on this host; nobody need be asked
-        slots: Slots = client.sync(_wait_for_slots, client, options)
-        return slots
+        if not self.depth:
+            return cast("Slots", client.sync(_wait_for_slots, client, options))
+        # Tasks make many small calls.
+        now_s, question = time.monotonic(), (options.workers, options.allow_other_workers, options.resources)
+        known = _known_slots.get(client)
+        if known is None or known[0] != question or now_s - known[1] > _WATCH_INTERVAL_S:
+            known = _known_slots[client] = question, now_s, client.sync(_wait_for_slots, client, options)
+        return known[2]
 
-    def open(self, options: Options, *, lends_thread: bool) -> DaskSession:
+    def open(self, options: Options, *, lends_thread: bool) -> Session:
         """Begin a call."""
+        session = self._open(options)
+        return session if self._helped is None or not lends_thread else self._helped(session)
+
+    def _open(self, options: Options) -> DaskSession:
         client = usable_client(self._find_client(options))
         clients_in_use.add(client)
         keywords = options.submit_keywords()
@@ -209,6 +223,7 @@ class DaskSession:
         self._slots = slots
         self._placement = placement
         self.keeper: Keeper = placement.store
+        self.help_s = 0.0
         self._cancelled = cancelled
         self._closed = False
         self._outbox = []
@@ -222,7 +237,7 @@ class DaskSession:
         self._waiting = {}
         self._silent = set()
 
-    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk, after the next `flush`; returns at once."""
         if self._cancelled():
             done(Lost(LostKind.ABANDONED, RuntimeError("its task was cancelled")))
@@ -245,6 +260,9 @@ class DaskSession:
 
     def lend_thread(self) -> None:
         """Return at once: the cluster has threads of its own."""
+
+    def slot_is_free(self) -> None:
+        """Do nothing: nothing waits for it."""
 
     def settle(self) -> None:
         """Do nothing: no thread was lent."""
@@ -455,6 +473,9 @@ class DaskSession:
         if self._closed and futures and self._client.status == "running":
             await self._client.cancel(futures, asynchronous=True, force=True)
 
+
+#: What calls made by tasks were last told of the slots: the question, when it was answered, and the answer.
+_known_slots: weakref.WeakKeyDictionary[distributed.Client, tuple[Any, float, Slots]] = weakref.WeakKeyDictionary()
 
 #: Clients that calls of this process use.
 clients_in_use: weakref.WeakSet[distributed.Client] = weakref.WeakSet()

@@ -93,6 +93,7 @@ class LocalSession:
 
     def __init__(self, make_place: Callable[[Callable[[], bool], Interruptible], TaskPlace], n_threads: int) -> None:
         self.keeper: Keeper = InProcess()
+        self.help_s = 0.0
         self._closed = False
         self._make_place = make_place
         self._regions: set[Interruptible] = set()
@@ -102,7 +103,7 @@ class LocalSession:
         self._context = copy_context()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
 
-    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk; returns at once."""
         self._jobs.put((chunk, done))
         if len(self._threads) < self._n_threads:
@@ -128,6 +129,9 @@ class LocalSession:
             outcome = run_here(chunk, self._make_place(lambda: self._closed, region))
             self._regions.discard(region)
             done(outcome)
+
+    def slot_is_free(self) -> None:
+        """Do nothing: nothing waits for it."""
 
     def settle(self) -> None:
         """Say that all results are there: a thread that was lent goes back."""

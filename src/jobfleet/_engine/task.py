@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import distributed
 from distributed.utils import sync, thread_state
 
-from .base import Engine
+from .._worker.interrupt import Interruptible
+from .base import Engine, Session
 from .dask import DaskEngine, clients_in_use
 from .deaths import STARTS
+from .helping import HelpingSession
 from .leaving import given_up, slot_given_back
-from .local import LocalEngine
+from .local import LocalEngine, LocalSession
 from .place import NestedBackend, TaskPlace
 
 logger = logging.getLogger(__name__)
 
 _REPORT_DEADLINE_S = 10.0
+
+#: How long it is believed that others wait for slots, after the chunk was told so.
+_STAYS_BUSY_S = 1.0
 
 
 class DaskPlace(TaskPlace):
@@ -37,8 +43,17 @@ class DaskPlace(TaskPlace):
 
 
 @contextlib.contextmanager
-def dask_place(nested_backend: NestedBackend) -> Iterator[TaskPlace]:
-    """Give the Dask task that this thread runs."""
+def dask_place(nested_backend: NestedBackend, others_wait: bool = False) -> Iterator[TaskPlace]:
+    """Give the Dask task that this thread runs.
+
+    Parameters
+    ----------
+    nested_backend
+        Makes the backend of calls that the chunk's tasks make.
+    others_wait
+        See `Request.others_wait`.
+    """
+    busy_until_s = time.monotonic() + _STAYS_BUSY_S if others_wait else 0.0
     worker = distributed.get_worker()
     key = thread_state.key
 
@@ -50,7 +65,13 @@ def dask_place(nested_backend: NestedBackend) -> Iterator[TaskPlace]:
         if task is not None and task.resource_restrictions:
             # It keeps its resources while it waits: inner tasks that want the same might wait for ever.
             return LocalEngine(nested_backend, depth, cancelled)
-        return DaskEngine(lambda options: _client(worker), depth, cancelled)
+        return DaskEngine(lambda options: _client(worker), depth, cancelled, helped)
+
+    def helped(session: Session) -> Session:
+        def make_place(closed: Callable[[], bool], region: Interruptible) -> TaskPlace:
+            return TaskPlace(nested_backend, make_engine, worker.address, lambda: closed() or cancelled(), region)
+
+        return HelpingSession(session, LocalSession(make_place, n_threads=0), time.monotonic() < busy_until_s)
 
     with slot_given_back(worker, key) as region:
         yield DaskPlace(nested_backend, make_engine, worker.address, cancelled, region)

@@ -1,0 +1,95 @@
+"""Short calls of a task in the task's own thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from .._data.buffers import Keeper
+from .._data.packing import PackedChunk
+from .base import Lost, Outcome, Session, Slots
+from .local import LocalSession
+
+#: Others would need longer than this to hear of work, do it and give it back.
+HELP_S = 0.03
+
+#: Where others have enough to do, giving work away gains nothing. It may be that they soon have not: so no call is kept
+#: for longer than this.
+BUSY_HELP_S = 0.5
+
+#: So long the first chunks for the cluster wait for the slot of the lent thread, which may be slow to come.
+_LEAVE_DEADLINE_S = 0.05
+
+
+class HelpingSession:
+    """Run a call's first chunk in the thread that waits for it if that is quicker, and all else on the cluster.
+
+    A task that makes a call of some milliseconds of work has a slot. To hand the work to others, give the slot up and
+    get it back takes longer than to do it. Only a first chunk that is all of the call runs here. Before anything goes
+    to the cluster the thread gives its slot up: Dask would take this worker for a busy one, place inner tasks behind
+    others elsewhere, and move them only after some time.
+
+    Parameters
+    ----------
+    cluster
+        Runs what does not run here.
+    here
+        Runs chunks in the thread that is lent.
+    others_wait
+        All slots are taken, and tasks wait for them.
+    """
+
+    def __init__(self, cluster: Session, here: LocalSession, others_wait: bool) -> None:
+        self.keeper: Keeper = cluster.keeper
+        self.help_s = BUSY_HELP_S if others_wait else HELP_S
+        self._cluster = cluster
+        self._here = here
+        self._changed: Callable[[Slots], None] | None = None
+        self._slot_is_free = threading.Event()
+
+    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
+        """Run a chunk; returns at once."""
+        if here:
+            self._here.submit(chunk, label, done)
+            return
+        self._here.settle()
+        self._cluster.submit(chunk, label, done)
+        if self._changed is not None:
+            self._cluster.watch_slots(self._changed)
+            self._changed = None
+
+    def flush(self) -> None:
+        """Send what was submitted to the cluster, when the lent thread's slot is free."""
+        if self._changed is None:
+            self._slot_is_free.wait(_LEAVE_DEADLINE_S)
+        self._cluster.flush()
+
+    def drop(self, digest: bytes) -> None:
+        """Say that no task of the call needs a buffer any more."""
+        self._cluster.drop(digest)
+
+    def watch_slots(self, changed: Callable[[Slots], None]) -> None:
+        """Have `changed` called with the slots from time to time, once anything runs on the cluster."""
+        self._changed = changed
+
+    def lend_thread(self) -> None:
+        """Run what is to run here; returns when all results are there or something goes to the cluster."""
+        self._here.lend_thread()
+
+    def slot_is_free(self) -> None:
+        """Say that the thread that was lent has given up its slot."""
+        self._slot_is_free.set()
+
+    def settle(self) -> None:
+        """Say that all results are there."""
+        self._here.settle()
+
+    def lost(self) -> Lost | None:
+        """Say whether the cluster has come to an end by itself."""
+        return self._cluster.lost()
+
+    def close(self) -> None:
+        """End the use."""
+        self._slot_is_free.set()
+        self._here.close()
+        self._cluster.close()
