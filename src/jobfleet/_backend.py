@@ -186,7 +186,7 @@ class JobfleetBackend(ParallelBackendBase):
             no_workers_timeout_s=options.wait_for_workers_timeout,
             return_exceptions=options.return_exceptions,
         )
-        session = engine.open(options, lends_thread=self._lends_thread())
+        session = engine.open(options, self._slots, lends_thread=self._lends_thread())
         self._call = ParallelCall(
             CallSetup(
                 parallel=self.parallel,

@@ -52,7 +52,7 @@ class Engine:
     def slots(self, options):
         return Slots(self.n_slots, self.n_slots)
 
-    def open(self, options, *, lends_thread):
+    def open(self, options, slots, *, lends_thread):
         return self
 
     @contextlib.contextmanager

@@ -111,8 +111,8 @@ class Engine(Protocol):
             The client is closed or asynchronous.
         """
 
-    def open(self, options: Options, *, lends_thread: bool) -> Session:
-        """Begin a call; with `lends_thread` its caller will call `Session.lend_thread`."""
+    def open(self, options: Options, slots: Slots, *, lends_thread: bool) -> Session:
+        """Begin a call on these slots; with `lends_thread` its caller will call `Session.lend_thread`."""
 
     def waiting(self) -> AbstractContextManager[None]:
         """Let other tasks have this thread's slot, if it has one, while it waits for results."""

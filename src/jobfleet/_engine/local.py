@@ -57,7 +57,7 @@ class LocalEngine:
         """Give the one slot there is."""
         return Slots(1, 1)
 
-    def open(self, options: Options, *, lends_thread: bool) -> LocalSession:
+    def open(self, options: Options, slots: Slots, *, lends_thread: bool) -> LocalSession:
         """Begin a call."""
         return LocalSession(self._place, n_threads=0 if lends_thread else 1)
 
