@@ -176,7 +176,7 @@ class JobfleetBackend(ParallelBackendBase):
             initializer=_pickled_initializer(options),
             nested=options.inherited(),
         )
-        session = engine.open(options, lends_thread=self._lends_thread())
+        session = engine.open(options, self._slots, lends_thread=self._lends_thread())
         limits = CallLimits(
             n_jobs=self.parallel.n_jobs,
             fixed_batches=fixed_batches,

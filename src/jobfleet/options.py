@@ -86,11 +86,11 @@ class Options:
     scheduler_file: str | None = None
     engine: Any = None
     scatter: tuple[Any, ...] = ()
-    wait_for_workers_timeout: float = field(default_factory=lambda: _configured("wait-for-workers-timeout"))
+    wait_for_workers_timeout: float = field(default_factory=lambda: configured("wait-for-workers-timeout"))
     retries: int = 0
     retry_on: tuple[type[BaseException], ...] = (BaseException,)
     return_exceptions: bool = False
-    worker_ttl: float | None = field(default_factory=lambda: _configured("worker-ttl"))
+    worker_ttl: float | None = field(default_factory=lambda: configured("worker-ttl"))
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
     workers: Any = None
@@ -98,7 +98,7 @@ class Options:
     resources: Mapping[str, float] | None = None
     priority: float = 0
     fifo_timeout: Any = None
-    max_nesting_depth: int = field(default_factory=lambda: _configured("max-nesting-depth"))
+    max_nesting_depth: int = field(default_factory=lambda: configured("max-nesting-depth"))
     pure: Any = None
     loop: Any = None
     idle_worker_timeout: Any = None
@@ -176,7 +176,11 @@ class Options:
             )
 
 
-def _configured(name: str) -> Any:
+def configured(name: str) -> Any:
+    """Give a setting of Dask's configuration.
+
+    Its defaults may have been thrown out: Dask's own test helpers do so with all that came after them.
+    """
     return dask.config.get(f"jobfleet.{name}", DEFAULTS[name])
 
 

@@ -58,7 +58,7 @@ class ScriptedEngine:
         """Give the slots."""
         return Slots(self._n_slots, self._n_slots)
 
-    def open(self, options: Options, *, lends_thread: bool) -> _ScriptedSession:
+    def open(self, options: Options, slots: Slots, *, lends_thread: bool) -> _ScriptedSession:
         """Begin a call."""
         return _ScriptedSession(self._n_slots, self._next_fault)
 

@@ -3,6 +3,8 @@
 import contextlib
 import warnings
 
+import dask.config
+import numpy as np
 import pytest
 from distributed import Client
 from joblib import Parallel, delayed, parallel_config
@@ -66,6 +68,14 @@ def test_nothing_of_ours_stays_on_the_scheduler(small_cluster):
 
     gc.collect()
     wait_until(lambda: client.run_on_scheduler(n_tasks) == 0, "the scheduler forgot our tasks", 15)
+
+
+def test_dasks_configuration_may_have_lost_our_defaults(small_cluster, monkeypatch):
+    """Dask's own test helpers put the configuration back to what it was before jobfleet came."""
+    monkeypatch.delitem(dask.config.config, "jobfleet")
+    array = np.ones(2**18)
+    with parallel_config("dask", client=small_cluster({"nthreads": 2})):
+        assert Parallel()(delayed(np.sum)(array) for _ in range(4)) == [2**18] * 4
 
 
 def test_users_futures_are_left_to_the_user(small_cluster):

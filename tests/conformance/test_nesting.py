@@ -124,6 +124,18 @@ def test_inner_calls_use_the_whole_cluster(backend, tmp_path):
     assert len({tuple(where) for where in places}) == 2
 
 
+def test_a_call_while_a_generator_of_the_same_task_is_suspended(backend):
+    def outer(index):
+        ahead = Parallel(n_jobs=2, return_as="generator")(delayed(square)(10 * index + k) for k in range(6))
+        first = next(ahead)
+        between = Parallel(n_jobs=2)(delayed(square)(k) for k in range(3))
+        return [first, *ahead], between, Parallel(n_jobs=2)(delayed(square)(k) for k in range(3))
+
+    with backend():
+        results = Parallel(n_jobs=2)(delayed(outer)(i) for i in range(4))
+    assert results == [([(10 * i + k) ** 2 for k in range(6)], [0, 1, 4], [0, 1, 4]) for i in range(4)]
+
+
 @pytest.mark.engines(*CLUSTERS)
 def test_started_outer_tasks_are_bounded(backend, tmp_path):
     """Inner work of a started task goes before outer tasks that have not started."""

@@ -53,7 +53,7 @@ class Engine:
     def slots(self, options):
         return Slots(self.n_slots, self.n_slots)
 
-    def open(self, options, *, lends_thread):
+    def open(self, options, slots, *, lends_thread):
         return self
 
     @contextlib.contextmanager
@@ -61,9 +61,6 @@ class Engine:
         yield
 
     # It is its own session.
-
-    def slot_is_free(self):
-        pass
 
     def flush(self):
         pass

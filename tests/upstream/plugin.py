@@ -14,9 +14,10 @@ SUITES = {"joblib-dask": suite_joblib_dask, "joblib-parallel": suite_joblib_para
 class Run:
     """What one run of one suite knows."""
 
-    def __init__(self, suite, against):
+    def __init__(self, suite, against, patience):
         self.suite = suite
         self.against = against
+        self.patience = patience
         self.exclusions = EXCLUSIONS[suite]
         self.backend_class = subject.load(against)
         self.client_counts = counts.count_client(self.backend_class)
@@ -47,6 +48,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("upstream")
     group.addoption("--upstream-suite", choices=tuple(SUITES), required=True)
     group.addoption("--against", choices=subject.NAMES, default="jobfleet")
+    group.addoption("--patience", type=int, default=1)
 
 
 def pytest_configure(config):
@@ -55,7 +57,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "upstream_default: runs with the backend under test as joblib's default")
     for name in ("thread_unsafe", "no_cover"):
         config.addinivalue_line("markers", f"{name}: joblib's own")
-    run = config.upstream = Run(config.getoption("--upstream-suite"), config.getoption("--against"))
+    run = config.upstream = Run(*map(config.getoption, ("--upstream-suite", "--against", "--patience")))
     suite = SUITES[run.suite]
     if hasattr(suite, "prepare"):
         suite.prepare(run)

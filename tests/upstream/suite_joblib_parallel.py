@@ -194,6 +194,8 @@ def _prepare_module(upstream):
     module.LokyBackend = upstream.backend_class  # the renamed tests compare with it
     module.get_workers = WorkersOf(upstream.backend_class, module.get_workers)
     module.check_memmap = check_shared
+    if upstream.patience > 1:
+        module.check_subprocess_call = patient(module.check_subprocess_call, upstream.patience)
 
 
 def check_shared(array):
@@ -201,6 +203,15 @@ def check_shared(array):
     if array.flags.writeable:
         raise TypeError("expected a read-only array")
     return array.copy()
+
+
+def patient(check_subprocess_call, patience):
+    """Give scripts more time: joblib has them killed after some seconds."""
+
+    def check(cmd, timeout=5, **kwargs):
+        return check_subprocess_call(cmd, timeout=timeout and timeout * patience, **kwargs)
+
+    return check
 
 
 class WorkersOf:

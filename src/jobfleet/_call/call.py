@@ -204,7 +204,6 @@ class ParallelCall:
 
         joblib would ask a hundred times a second, and so lose some milliseconds of every call.
         """
-        self._session.slot_is_free()
         while awaits_results(self._setup.parallel) and not self._settled.wait(_IDLE_S):
             pass
 

@@ -306,7 +306,7 @@ class CallState:
     def _arrived(self, event: BatchArrived, now_s: float) -> None:
         if event.expected_s is not None and self.sizer.mean_s is None and not self.limits.fixed_batches:
             self.sizer.guess(event.expected_s)
-        if not self._batches and (self.sizer.size > 1 or self.limits.help_s):
+        if not self._batches and self.sizer.guessed and (self.sizer.size > 1 or self.limits.help_s):
             self.hold_until_s = now_s + (HELP_HOLD_S if self.limits.help_s else HOLD_S)
         start, number = self._n_tasks, len(self._batches)
         self._n_tasks += event.size
@@ -595,13 +595,11 @@ class CallState:
 
     def _is_complete(self) -> bool:
         """Whether the first chunks would not be other ones if more tasks came."""
-        if self.limits.help_s and not self._paused:
-            return False
-        if self.input_ended or not self.sizer.guessed or self.sizer.mean_s is None:
+        if not self.sizer.guessed or self.sizer.mean_s is None:
             return True
         if self.limits.help_s:
-            return self._n_queued * self.sizer.mean_s > self.limits.help_s
-        return self._n_queued >= self._concurrency(self.slots) * self.sizer.size
+            return self._paused and (self.input_ended or self._n_queued * self.sizer.mean_s > self.limits.help_s)
+        return self.input_ended or self._n_queued >= self._concurrency(self.slots) * self.sizer.size
 
     def _send(self, commands: list[Command]) -> None:
         here = self._queue and not self._next_chunk and self._runs_here()

@@ -89,9 +89,6 @@ class Session(Protocol):
         has run what it can help with.
         """
 
-    def slot_is_free(self) -> None:
-        """Say that the thread that was lent has given up its slot, if it had one."""
-
     def settle(self) -> None:
         """Say that all results are there: a thread that was lent goes back."""
 
@@ -119,8 +116,8 @@ class Engine(Protocol):
             The client is closed or asynchronous.
         """
 
-    def open(self, options: Options, *, lends_thread: bool) -> Session:
-        """Begin a call; with `lends_thread` its caller will call `Session.lend_thread`."""
+    def open(self, options: Options, slots: Slots, *, lends_thread: bool) -> Session:
+        """Begin a call on these slots; with `lends_thread` its caller will call `Session.lend_thread`."""
 
     def waiting(self) -> AbstractContextManager[None]:
         """Let other tasks have this thread's slot, if it has one, while it waits for results."""

@@ -22,17 +22,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
-import dask.config
 import distributed
 from distributed.comm.core import CommClosedError
 from distributed.core import Status
 from tornado.ioloop import PeriodicCallback
 
 from .._ship import package_code
-from .._store import MIN_MAPPED_NBYTES, SHARED_MEMORY, StoreDirectory, require_room, sweep
+from .._store import MIN_MAPPED_NBYTES, StoreDirectory, require_room, sweep
 from .._wire import Missing, Placed, StoredResult
 from .._worker.buffers import AttachedBuffers, Buffer, HostDirectories, attach_all
 from .._worker.run import copied
+from ..options import configured
 from .shared_memory_limits import count_private_memory
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def current_service() -> BufferService:
 
 def store_roots(second: str) -> tuple[str, str]:
     """Give where this process's stores lie: shared memory, then a disk."""
-    return dask.config.get("jobfleet.shared-memory", SHARED_MEMORY), second
+    return configured("shared-memory"), second
 
 
 class BufferService(distributed.WorkerPlugin):
@@ -125,7 +125,7 @@ class BufferService(distributed.WorkerPlugin):
         self._address = worker.address
         self._attached = AttachedBuffers()
         self._directories = HostDirectories(
-            store_roots(os.path.dirname(worker.local_directory)), dask.config.get("jobfleet.host", None) or ""
+            store_roots(os.path.dirname(worker.local_directory)), configured("host") or ""
         )
         self._used_at = {}
         self._leases = {}

@@ -29,6 +29,7 @@ from dask.utils import format_bytes
 from .._data.buffers import Blob, Kept, content_digest
 from .._store import Attached, StoreDirectory, attached_at, directory_path, sweep
 from .._wire import Placed, StoredResult
+from ..options import configured
 from .embedded_process import Janitor
 
 #: What the names of files begin with that are not yet named by their content.
@@ -72,10 +73,10 @@ class ClientStore:
 
     def __init__(self) -> None:
         self.token = uuid4().hex
-        self.label = dask.config.get("jobfleet.host") or ""
-        self.share = float(dask.config.get("jobfleet.shared-memory-share"))
+        self.label = configured("host") or ""
+        self.share = float(configured("shared-memory-share"))
         disk = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
-        self._roots = (dask.config.get("jobfleet.shared-memory"), disk)
+        self._roots = (configured("shared-memory"), disk)
         self.home = tuple(directory_path(root, self.token, self.label) for root in self._roots)
         self._lock = threading.Lock()
         self._entries = OrderedDict()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 from uuid import uuid4
@@ -16,16 +17,15 @@ from uuid import uuid4
 import distributed
 from distributed.comm.addressing import get_address_host
 from distributed.comm.core import CommClosedError
-from distributed.utils import thread_state
 
 from .._data.buffers import Blob, Keeper
 from .._data.packing import PackedChunk
 from .._ship import NEED_CODE, bootstrap, package_code
 from .._wire import NEED_DATA, Missing
-from .._worker.interrupt import current, uninterrupted
 from ..errors import NoWorkersError
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Session, Slots
+from .callers_slot import CallersSlot, callers_slot
 from .connect import usable_client
 from .courier import LINGERING_NBYTES, courier_of
 from .deaths import deaths_of
@@ -90,36 +90,29 @@ class DaskEngine:
             known = _known_slots[client] = question, now_s, client.sync(_wait_for_slots, client, options)
         return known[2]
 
-    def open(self, options: Options, *, lends_thread: bool) -> Session:
+    def open(self, options: Options, slots: Slots, *, lends_thread: bool) -> Session:
         """Begin a call."""
-        session = self._open(options)
+        session = self._open(options, slots)
         return session if self._helped is None or not lends_thread else self._helped(session)
 
-    def _open(self, options: Options) -> DaskSession:
+    def _open(self, options: Options, slots: Slots) -> DaskSession:
         client = usable_client(self._find_client(options))
         clients_in_use.add(client)
         keywords = options.submit_keywords()
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
-        return DaskSession(client, keywords, watched, placement_of(client), self._cancelled, options.worker_ttl)
+        room = Room(slots.total, callers_slot())
+        return DaskSession(client, keywords, watched, room, placement_of(client), self._cancelled, options.worker_ttl)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Leave the worker's thread pool while a task waits for its inner tasks."""
-        if not hasattr(thread_state, "execution_state"):
+        slot = callers_slot()
+        if slot is None:
             yield
-            return
-        thread, region = threading.current_thread(), current()
-        with uninterrupted():
-            distributed.secede()
-        try:
-            yield
-        finally:
-            # A generator may be finalized by another thread, which has no slot to take back. And a task that was
-            # given up gets none.
-            if threading.current_thread() is thread and (region is None or not region.requested):
-                with uninterrupted():
-                    distributed.rejoin()
+        else:
+            with slot.given_up():
+                yield
 
 
 async def _slots(client: distributed.Client, options: Options) -> Slots:
@@ -185,6 +178,23 @@ def _restrictions(options: Options) -> str:
 _Submission = tuple[PackedChunk, str, Callable[[Outcome], None]]
 
 
+@dataclass(slots=True)
+class Room:
+    """Say how many chunks may be sent, as long as the task that makes the call holds a slot itself.
+
+    Dask takes that worker to be busy then, and would have a chunk too many wait behind another one, also when the slot
+    is free a moment later: it moves nothing that seems short.
+    """
+
+    n_slots: int
+    slot: CallersSlot | None
+    """Until it is known to be free."""
+
+    def has_room(self, n_sent: int) -> bool:
+        """Whether another chunk may be sent when there are so many."""
+        return self.slot is None or n_sent < max(1, self.n_slots - 1)
+
+
 class DaskSession:
     """One call's tasks on a Dask cluster.
 
@@ -197,6 +207,9 @@ class DaskSession:
     _closed: bool
     _outbox: list[_Submission]
     """Belongs to the driver's thread."""
+    _held_back: deque[_Submission]
+    """For lack of room."""
+    _making_room: asyncio.Task[None] | None
     _running: set[asyncio.Task[None]]
     """Held, since the loop does not."""
     _futures: set[distributed.Future]
@@ -214,6 +227,7 @@ class DaskSession:
         client: distributed.Client,
         keywords: dict[str, Any],
         slots: Callable[[], Awaitable[Slots]],
+        room: Room,
         placement: Placement,
         cancelled: Callable[[], bool],
         worker_ttl: float | None,
@@ -227,6 +241,11 @@ class DaskSession:
         self._cancelled = cancelled
         self._closed = False
         self._outbox = []
+        self._held_back = deque()
+        self._room = room
+        self._making_room = None
+        if room.slot is not None:
+            room.slot.when_given_up(lambda: self._on_loop(self._run_held_back))
         self._running = set()
         self._futures = set()
         self._placing = {}
@@ -261,9 +280,6 @@ class DaskSession:
     def lend_thread(self) -> None:
         """Return at once: the cluster has threads of its own."""
 
-    def slot_is_free(self) -> None:
-        """Do nothing: nothing waits for it."""
-
     def settle(self) -> None:
         """Do nothing: no thread was lent."""
 
@@ -283,10 +299,27 @@ class DaskSession:
         self._client.loop.add_callback(function, *args)
 
     def _run_all(self, submissions: list[_Submission]) -> None:
-        for submission in submissions:
-            running = asyncio.ensure_future(self._run(*submission))
+        self._held_back.extend(submissions)
+        self._run_held_back()
+
+    def _run_held_back(self) -> None:
+        """Run as many chunks as there is room for."""
+        while self._held_back and self._room.has_room(len(self._running)):
+            running = asyncio.ensure_future(self._run(*self._held_back.popleft()))
             self._running.add(running)
-            running.add_done_callback(self._running.discard)
+            running.add_done_callback(self._ended)
+        slot = self._room.slot
+        if self._held_back and slot is not None and slot.is_given_up and self._making_room is None:
+            self._making_room = asyncio.ensure_future(self._make_room(slot))
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        self._running.discard(running)
+        self._run_held_back()
+
+    async def _make_room(self, slot: CallersSlot) -> None:
+        await slot.heard_of(self._client)
+        self._room.slot = None
+        self._run_held_back()
 
     async def _run(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Bring one chunk to its outcome: `done` is called whatever happens, unless closed."""
@@ -446,6 +479,7 @@ class DaskSession:
                 logger.debug("the scheduler does not answer", exc_info=True)
                 continue
             if not self._closed:
+                self._room.n_slots = slots.total
                 changed(slots)
 
     async def _look_for_silence(self) -> None:
@@ -464,6 +498,9 @@ class DaskSession:
     async def _close(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
+        if self._making_room is not None:
+            self._making_room.cancel()
+        self._held_back.clear()
         await self._cancel_if_closed()
         self._futures.clear()
         self._placing.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from .._data.buffers import Keeper
@@ -17,17 +16,13 @@ HELP_S = 0.03
 #: for longer than this.
 BUSY_HELP_S = 0.5
 
-#: So long the first chunks for the cluster wait for the slot of the lent thread, which may be slow to come.
-_LEAVE_DEADLINE_S = 0.05
-
 
 class HelpingSession:
     """Run a call's first chunk in the thread that waits for it if that is quicker, and all else on the cluster.
 
     A task that makes a call of some milliseconds of work has a slot. To hand the work to others, give the slot up and
-    get it back takes longer than to do it. Only a first chunk that is all of the call runs here. Before anything goes
-    to the cluster the thread gives its slot up: Dask would take this worker for a busy one, place inner tasks behind
-    others elsewhere, and move them only after some time.
+    get it back takes longer than to do it. Only a first chunk that is all of the call runs here: once anything is on
+    the cluster, the thread gives its slot to that.
 
     Parameters
     ----------
@@ -45,7 +40,6 @@ class HelpingSession:
         self._cluster = cluster
         self._here = here
         self._changed: Callable[[Slots], None] | None = None
-        self._slot_is_free = threading.Event()
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk; returns at once."""
@@ -59,9 +53,7 @@ class HelpingSession:
             self._changed = None
 
     def flush(self) -> None:
-        """Send what was submitted to the cluster, when the lent thread's slot is free."""
-        if self._changed is None:
-            self._slot_is_free.wait(_LEAVE_DEADLINE_S)
+        """Send what was submitted to the cluster."""
         self._cluster.flush()
 
     def drop(self, digest: bytes) -> None:
@@ -76,10 +68,6 @@ class HelpingSession:
         """Run what is to run here; returns when all results are there or something goes to the cluster."""
         self._here.lend_thread()
 
-    def slot_is_free(self) -> None:
-        """Say that the thread that was lent has given up its slot."""
-        self._slot_is_free.set()
-
     def settle(self) -> None:
         """Say that all results are there."""
         self._here.settle()
@@ -90,6 +78,5 @@ class HelpingSession:
 
     def close(self) -> None:
         """End the use."""
-        self._slot_is_free.set()
         self._here.close()
         self._cluster.close()

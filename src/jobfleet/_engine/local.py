@@ -57,7 +57,7 @@ class LocalEngine:
         """Give the one slot there is."""
         return Slots(1, 1)
 
-    def open(self, options: Options, *, lends_thread: bool) -> LocalSession:
+    def open(self, options: Options, slots: Slots, *, lends_thread: bool) -> LocalSession:
         """Begin a call."""
         return LocalSession(self._place, n_threads=0 if lends_thread else 1)
 
@@ -129,9 +129,6 @@ class LocalSession:
             outcome = run_here(chunk, self._make_place(lambda: self._closed, region))
             self._regions.discard(region)
             done(outcome)
-
-    def slot_is_free(self) -> None:
-        """Do nothing: nothing waits for it."""
 
     def settle(self) -> None:
         """Say that all results are there: a thread that was lent goes back."""
