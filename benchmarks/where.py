@@ -25,6 +25,7 @@ CALLS: dict[str, tuple[Callable[[], Any], int, float, int]] = {
     "tiny: 200,000 square roots": (lambda: Parallel()(delayed(math.sqrt)(i) for i in range(200_000)), 200_000, 0, 3),
     "noop: two empty tasks": (lambda: Parallel()(delayed(empty)() for _ in range(2)), 2, 0, 100),
     "400 tasks of 10 ms": (lambda: Parallel()(delayed(busy)(0.01) for _ in range(400)), 400, 0.01, 1),
+    "2,000 tasks of 1 ms": (lambda: Parallel()(delayed(busy)(0.001) for _ in range(2000)), 2000, 0.001, 2),
 }
 KINDS = ("caller", "client's loop", "driver and others", "worker's loop", "worker's task thread", "worker's others")
 

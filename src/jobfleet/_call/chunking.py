@@ -76,8 +76,12 @@ class ChunkSizer:
 
     @property
     def batch_size(self) -> int:
-        """How many tasks joblib's next batch should have."""
-        return min(self.size, max(1, MAX_DISPATCHED // self.n_slots))
+        """How many tasks joblib's next batch should have.
+
+        The first chunks are smaller than that, if they are cut by a guess: more must lie ready when they come back.
+        """
+        size = self.size if not self.guessed or self.mean_s is None else int(target_s(self.n_slots) / self.mean_s)
+        return max(1, min(size, MAX_DISPATCHED // self.n_slots))
 
     def guess(self, mean_s: float) -> None:
         """Take what a task is likely to last, before any has run."""
