@@ -1,7 +1,9 @@
 """What the tasks of these tests do; workers import this, which have no jobfleet."""
 
+import contextlib
 import os
 import signal
+import threading
 import time
 
 from joblib import Parallel, delayed
@@ -60,3 +62,41 @@ def count_to_gate(directory, gate, i):
     mark(directory, i)
     pass_gate(gate)
     return i
+
+
+def spin_if_slow(directory, slow, i):
+    """Give the square; the slow one runs Python code, catching what a task may well catch, until the test is over."""
+    mark(directory / "ran", i)
+    while i == slow and not (directory / "over").exists():
+        with contextlib.suppress(Exception):
+            sum(range(1000))
+    return i * i
+
+
+def half_done_if_slow(directory, slow, i):
+    """Give the square; the slow one gives what it has when it is interrupted."""
+    mark(directory / "ran", i)
+    try:
+        while i == slow:
+            sum(range(1000))
+    except BaseException:
+        return None
+    return i * i
+
+
+def sit_if_slow(directory, slow, i):
+    """Give the square; the slow one waits where no exception can be raised."""
+    mark(directory / "ran", i)
+    if i == slow:
+        held = threading.Lock()
+        held.acquire()
+        held.acquire(timeout=20)
+        mark(directory / "sat")
+    return i * i
+
+
+def spin_in_own_call_if_slow(directory, slow, i):
+    """Give the square; the slow one makes a call whose task spins."""
+    if i == slow:
+        Parallel(batch_size=1)(delayed(spin_if_slow)(directory, 10 * slow, 10 * slow + j) for j in range(3))
+    return i * i

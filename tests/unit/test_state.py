@@ -84,11 +84,11 @@ class Call:
         results = [10 * task for task in tasks[:n_done]]
         return self.tell(ChunkReplied(chunk, results, error, each_s * n_done, nested))
 
-    def lose(self, tasks, kind=LostKind.WORKER, error=LOST, started=None):
+    def lose(self, tasks, kind=LostKind.WORKER, error=LOST, started=None, raised=False):
         tasks = tuple(tasks)
         (chunk,) = (number for number, sent in self.sent.items() if sent == tasks)
         del self.sent[chunk]
-        return self.tell(ChunkLost(chunk, kind, error, started))
+        return self.tell(ChunkLost(chunk, kind, error, started, raised=raised))
 
     def slots(self, total):
         return self.tell(SlotsChanged(total))
@@ -319,6 +319,27 @@ def test_a_task_that_raises_is_tried_again_as_often_as_the_user_says():
     assert sent_tasks(call.reply([0], error=OOPS)) == [(0,)]
     last = ValueError("third")
     assert call.reply([0], error=last) == [Deliver(0, [], last)]
+
+
+def test_a_task_that_takes_too_long_fails_and_those_around_it_run_again_without_blame():
+    call = Call(slots=1, fixed_batches=True, return_exceptions=True)
+    call.arrive(4)
+    commands = call.lose([0, 1, 2, 3], LostKind.OVERRUN, OOPS, started=2)
+    assert sent_tasks(commands) == [(0, 1)]
+    assert [c.deaths for c in commands if isinstance(c, Send)] == [0]
+    assert sent_tasks(call.reply([0, 1])) == [(3,)]
+    assert call.reply([3]) == [Deliver(0, [0, 10, OOPS, 30], None)]
+    assert sorted(call.forgotten) == [0, 1, 2, 3]
+
+
+def test_a_task_that_takes_too_long_is_tried_again_as_often_as_the_user_says():
+    call = Call(slots=1, retries=1)
+    call.arrive(1)
+    assert sent_tasks(call.lose([0], LostKind.OVERRUN, OOPS, started=0, raised=True)) == [(0,)]
+    assert call.lose([0], LostKind.OVERRUN, OOPS, started=0, raised=True) == [Deliver(0, [], OOPS)]
+    call = Call(slots=1, retries=1)
+    call.arrive(1)
+    assert call.lose([0], LostKind.OVERRUN, OOPS, started=0) == [Deliver(0, [], OOPS)], "retries are not for it"
 
 
 def test_a_retried_task_is_alone_and_its_neighbours_run_once():

@@ -202,6 +202,18 @@ class Books:
         assert max(self.died.values()) <= MAX_DEATHS
         self.tell(ChunkLost(number, LostKind.WORKER, error, started))
 
+    def a_task_takes_too_long(self, pick, where):
+        if not self.chunks:
+            return
+        number, tasks = self.settle(pick)
+        slow, error = tasks[where % len(tasks)], RuntimeError("too slow")
+        self.suspects.add(slow)
+        self.died[slow] = 0
+        self.attempts[slow] = self.attempts.get(slow, 0) + 1
+        if self.attempts[slow] > self.limits.retries:
+            self.give_up([slow], error)
+        self.tell(ChunkLost(number, LostKind.OVERRUN, error, where % len(tasks), raised=True))
+
     def data_are_lost(self, pick, _):
         if not self.chunks or self.n_data_losses == MAX_DATA_LOSSES:
             return
@@ -310,7 +322,7 @@ EVENTS = (
     [Books.a_batch_arrives, Books.a_worker_replies, Books.the_user_takes_results] * 4
     + [Books.a_worker_replies_with_a_part, Books.a_task_raises, Books.slots_change] * 2
     + [Books.a_batch_arrives_that_does_not_pickle, Books.an_outcome_comes_a_second_time]
-    + [Books.a_worker_dies, Books.data_are_lost, Books.a_worker_tells_of_inner_calls]
+    + [Books.a_worker_dies, Books.a_task_takes_too_long, Books.data_are_lost, Books.a_worker_tells_of_inner_calls]
 )
 WORSE_EVENTS = [*EVENTS, Books.a_chunk_is_given_up, Books.all_slots_go]
 NUMBERS = st.integers(0, 60)

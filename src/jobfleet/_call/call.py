@@ -19,7 +19,7 @@ from .._data.buffers import BlobTable
 from .._data.encode import Call, EncodedCalls, Encoder, EncodingError, unpicklable_part
 from .._data.packing import pack
 from .._data.scatter import ScatteredObject
-from .._engine.base import Lost, Outcome, Session, Slots
+from .._engine.base import Lost, LostKind, Outcome, Session, Slots
 from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
@@ -352,7 +352,8 @@ class ParallelCall:
         if isinstance(outcome, Lost):
             task = tasks[min(outcome.started or 0, len(tasks) - 1)]
             error = loss_error(outcome, task, self._tasks.call(task), sent.deaths + outcome.deaths)
-            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths)
+            raised = outcome.kind is LostKind.OVERRUN and isinstance(error, self._setup.retry_on)
+            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths, raised)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]
@@ -381,7 +382,7 @@ class ParallelCall:
             return results, None, False
         task = tasks[len(results)]
         failure = TaskFailure(*reply.failure)
-        raised = failure.kind == wire.RAISED or failure.part.startswith("exception")
+        raised = failure.kind in (wire.RAISED, wire.OVERRAN) or failure.part.startswith("exception")
         error = task_error(failure, task, self._tasks.call(task), reply.worker)
         return results, error, raised and isinstance(error, self._setup.retry_on)
 

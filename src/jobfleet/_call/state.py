@@ -69,6 +69,8 @@ class ChunkLost:
     """See `after_death`."""
     deaths: int = 1
     """How many workers have died with it."""
+    raised: bool = False
+    """`error` is of a kind that `retries` are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,12 +328,12 @@ class CallState:
             commands.append(Forget(done))
         if event.error is not None:
             failed, left = left[:1], left[1:]
-            self._failed(failed, event, event.error, commands)
+            self._failed(failed, event.error, event.raised, commands)
         self._requeue(left, commands, deaths=chunk.deaths)
 
-    def _failed(self, task: range, event: ChunkReplied, error: BaseException, commands: list[Command]) -> None:
+    def _failed(self, task: range, error: BaseException, raised: bool, commands: list[Command]) -> None:
         tries = self._tries[task.start] = self._tries.get(task.start, 0) + 1
-        if event.raised and tries <= self.limits.retries:
+        if raised and tries <= self.limits.retries:
             self._requeue(task, commands, alone=True)
             return
         commands.append(Forget(task))
@@ -352,6 +354,8 @@ class CallState:
         losses = chunk.losses + 1
         if event.kind is LostKind.WORKER and losses <= MAX_UNSTARTED_LOSSES:
             self._worker_died(chunk, event, losses, commands)
+        elif event.kind is LostKind.OVERRUN and event.started is not None:
+            self._overran(chunk, event, event.started, commands)
         elif after_loss(event.kind, losses):
             self._requeue(chunk.tasks, commands, losses=losses, deaths=chunk.deaths)
         elif event.kind in (LostKind.WORKER, LostKind.DATA):
@@ -374,6 +378,12 @@ class CallState:
             unstarted = losses if verdict.deaths == chunk.deaths else 0
             self._requeue(tasks[first:stop], commands, losses=unstarted, deaths=verdict.deaths)
         self._requeue(tasks[:first], commands)
+
+    def _overran(self, chunk: _Chunk, event: ChunkLost, position: int, commands: list[Command]) -> None:
+        before, task, after = chunk.tasks[:position], chunk.tasks[position : position + 1], chunk.tasks[position + 1 :]
+        self._requeue(after, commands, losses=chunk.losses, deaths=chunk.deaths)
+        self._failed(task, event.error, event.raised, commands)
+        self._requeue(before, commands, losses=chunk.losses, deaths=chunk.deaths)
 
     def _give_up(self, tasks: range, error: BaseException, commands: list[Command]) -> None:
         commands.append(Forget(tasks, ended=False))

@@ -25,10 +25,11 @@ from .._wire import NEED_DATA, Missing
 from .._worker.interrupt import current, uninterrupted
 from ..errors import NoWorkersError
 from ..options import Options
-from .base import Lost, LostKind, Outcome, Slots
+from .base import Lost, LostKind, Outcome, Overran, Slots
 from .connect import usable_client
 from .courier import LINGERING_NBYTES, courier_of
 from .deaths import deaths_of
+from .overruns import overruns
 from .placement import Placement, Placing, forget_lost, placement_of
 from .silence import Copies, interval_s, silent_keys
 
@@ -84,7 +85,9 @@ class DaskEngine:
         keywords = options.submit_keywords()
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
-        return DaskSession(client, keywords, watched, placement_of(client), self._cancelled, options.worker_ttl)
+        session = DaskSession(client, keywords, watched, placement_of(client), self._cancelled, options.worker_ttl)
+        session.limited = options.task_timeout is not None
+        return session
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -191,6 +194,11 @@ class DaskSession:
     """Who waits for the task with a key, and knows of no other that could answer for it."""
     _silent: set[str]
     """Tasks on workers that are silent."""
+    limited: bool
+    """Whether tasks of the call have a time limit."""
+    _sent: dict[str, asyncio.Task[Any]]
+    """Who waits for the task with a key, or for another that runs the same chunk."""
+    _overran: dict[str, Overran]
 
     def __init__(
         self,
@@ -218,6 +226,9 @@ class DaskSession:
         self._next_look_s = 0.0
         self._waiting = {}
         self._silent = set()
+        self.limited = False
+        self._sent = {}
+        self._overran = {}
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk, after the next `flush`; returns at once."""
@@ -321,6 +332,8 @@ class DaskSession:
         if self._closed:
             # It was closed while buffers were placed: nothing would cancel this future any more.
             raise asyncio.CancelledError
+        waiting = asyncio.current_task()
+        assert waiting is not None
         courier = courier_of(self._client)
         sent: list[distributed.Future] = []
 
@@ -328,6 +341,7 @@ class DaskSession:
             keywords = self._keywords if code is None else {**self._keywords, "code": code}
             future = await courier.submit(bootstrap(), key, (package_code()[0], *values), keywords)
             sent.append(future)
+            self._sent[key] = waiting
             self._futures.add(future)
             await self._cancel_if_closed()
             return future
@@ -339,8 +353,6 @@ class DaskSession:
             copy = f"{key.rpartition('-')[0]}-{uuid4().hex}"
             return copy, result_of_copy(copy)
 
-        waiting = asyncio.current_task()
-        assert waiting is not None
         may_linger = False
         try:
             first = await send(key, code)
@@ -355,9 +367,17 @@ class DaskSession:
             else:
                 may_linger = _nbytes(reply) <= LINGERING_NBYTES
             return reply
+        except asyncio.CancelledError:
+            overran = [self._overran[future.key] for future in sent if future.key in self._overran]
+            if not overran:
+                raise
+            waiting.uncancel()
+            raise overran[0] from None
         finally:
             self._waiting.pop(key, None)
             for future in sent:
+                self._sent.pop(future.key, None)
+                self._overran.pop(future.key, None)
                 self._futures.discard(future)
                 courier.let_go(future, may_linger)
 
@@ -383,6 +403,8 @@ class DaskSession:
         return bool(self._client.status == "running") and not self._closed
 
     async def _lost(self, error: BaseException, chunk: PackedChunk) -> Lost:
+        if isinstance(error, Overran):
+            return Lost(LostKind.OVERRUN, error, error.position)
         kind = self._kind(error, chunk)
         if not isinstance(error, distributed.scheduler.KilledWorker):
             return Lost(kind, error)
@@ -421,6 +443,8 @@ class DaskSession:
             try:
                 slots = await self._slots()
                 await self._look_for_silence()
+                if self.limited and self._sent:
+                    self._give_up_overdue(await overruns(self._client, self._sent))
             except Exception:  # the chunks in flight report a lost scheduler; whatever it is, the watch goes on
                 logger.debug("the scheduler does not answer", exc_info=True)
                 continue
@@ -438,6 +462,13 @@ class DaskSession:
             waiting = self._waiting.pop(key, None)
             if waiting is not None:
                 logger.warning("%s runs again: its worker has been silent for %g s", key, self._worker_ttl)
+                waiting.cancel()
+
+    def _give_up_overdue(self, overdue: dict[str, Overran]) -> None:
+        for key, overran in overdue.items():
+            waiting = self._sent.pop(key, None)
+            if waiting is not None:
+                self._overran[key] = overran
                 waiting.cancel()
 
     async def _close(self) -> None:

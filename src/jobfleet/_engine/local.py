@@ -17,7 +17,7 @@ from .._worker.interrupt import Interruptible, insist
 from .._worker.run import run_chunk
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
-from .place import NestedBackend, TaskPlace
+from .place import NestedBackend, TaskPlace, call_later
 
 
 def run_here(chunk: PackedChunk, place: TaskPlace) -> Outcome:
@@ -148,12 +148,6 @@ class LocalSession:
         """End the use."""
         self._closed = True
         for region in list(self._regions):
-            insist(region, _call_later, lambda: None)
+            insist(region, call_later, lambda: None)
         for _ in range(max(1, len(self._threads))):
             self._jobs.put(None)
-
-
-def _call_later(delay_s: float, function: Callable[[], object]) -> None:
-    timer = threading.Timer(delay_s, function)
-    timer.daemon = True
-    timer.start()

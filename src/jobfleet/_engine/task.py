@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import distributed
 from distributed.utils import sync, thread_state
 
+from .._worker.limit import TimeLimit, watch
 from .base import Engine
 from .dask import DaskEngine, clients_in_use
 from .deaths import STARTS
 from .leaving import given_up, slot_given_back
 from .local import LocalEngine
+from .overruns import Overdue
 from .place import NestedBackend, TaskPlace
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,14 @@ _REPORT_DEADLINE_S = 10.0
 
 class DaskPlace(TaskPlace):
     """Give a chunk its surroundings in a Dask task."""
+
+    def limit(self, limit: TimeLimit) -> None:
+        """Interrupt a task that takes longer than it may, then have its process replaced."""
+        worker = distributed.get_worker()
+        overdue = Overdue(worker, thread_state.key, limit)
+        worker.loop.add_callback(
+            watch, limit, self._region, worker.loop.call_later, lambda: worker.loop.add_callback(overdue.end)
+        )
 
     def report_start(self, position: int) -> None:
         """Tell the scheduler that a task of the chunk starts; returns when it knows."""

@@ -235,6 +235,7 @@ def insist(
     call_later: Callable[[float, Callable[[], object]], object],
     report: Callable[[], None],
     now: Callable[[], float] = time.monotonic,
+    report_after_s: float = REPORT_AFTER_S,
 ) -> None:
     """Interrupt until it is over.
 
@@ -245,7 +246,7 @@ def insist(
     call_later
         Calls a function after some seconds, on the thread that calls this.
     report
-        Called once if it is not over after `REPORT_AFTER_S`.
+        Called once if it is not over after `report_after_s`.
     """
     began_s = now()
     reported = False
@@ -254,7 +255,7 @@ def insist(
         nonlocal reported
         if not region.interrupt():
             return
-        late = now() - began_s >= REPORT_AFTER_S
+        late = now() - began_s >= report_after_s
         if late and not reported:
             reported = True
             report()
