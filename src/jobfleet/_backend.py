@@ -193,6 +193,7 @@ class JobfleetBackend(ParallelBackendBase):
             ahead_per_slot=_ahead_per_slot(self.parallel),
             no_workers_timeout_s=options.wait_for_workers_timeout,
             return_exceptions=options.return_exceptions,
+            speculation=options.speculation,
         )
         session = engine.open(options, lends_thread=self._lends_thread())
         self._call = ParallelCall(

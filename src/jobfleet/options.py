@@ -64,6 +64,10 @@ class Options:
     return_exceptions
         Give the exception of a task that fails, or kills its workers, in place of its result, and go on; as
         `asyncio.gather` does. Not for calls that tasks make.
+    speculation
+        Whether the last tasks of a call run a second time on slots that are idle, if they take three times as long
+        as others did. The first answer counts, and the other one is interrupted, so their side effects may happen
+        twice. Not for calls that tasks make.
     task_timeout
         Seconds that each task may take; None: any time. A task that takes longer is interrupted where it runs Python
         code. If that does not end it, its worker's process is replaced, and what else ran there runs again. Its
@@ -102,6 +106,7 @@ class Options:
     retries: int = 0
     retry_on: tuple[type[BaseException], ...] = (BaseException,)
     return_exceptions: bool = False
+    speculation: bool = False
     task_timeout: float | None = field(default_factory=lambda: _configured("task-timeout"))
     worker_ttl: float | None = field(default_factory=lambda: _configured("worker-ttl"))
     initializer: Callable[..., object] | None = None
@@ -129,7 +134,7 @@ class Options:
             check(name, getattr(self, name))
         check_integer("retries", self.retries, 0)
         self._set("retry_on", _exceptions("retry_on", self.retry_on))
-        for name in ("allow_other_workers", "return_exceptions"):
+        for name in ("allow_other_workers", "return_exceptions", "speculation"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionTypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         if self.initializer is not None and not callable(self.initializer):

@@ -3,12 +3,16 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 
+import numpy as np
+import psutil
+from distributed import get_worker
 from joblib import Parallel, delayed
 
-from tests.witness import mark, pass_gate
+from tests.witness import mark, names, pass_gate, wait_until
 
 
 def square(i):
@@ -100,3 +104,33 @@ def spin_in_own_call_if_slow(directory, slow, i):
     if i == slow:
         Parallel(batch_size=1)(delayed(spin_if_slow)(directory, 10 * slow, 10 * slow + j) for j in range(3))
     return i * i
+
+
+def square_at_second_try(directory, slow, i):
+    """Give the square; the slow one runs for ever the first time."""
+    mark(directory / "tries" / str(i))
+    first = len(names(directory / "tries" / str(i))) == 1
+    try:
+        while i == slow and first and not (directory / "over").exists():
+            sum(range(1000))
+    finally:
+        mark(directory / "ended", i)
+    return i * i
+
+
+def fill_up(share):
+    """Keep so much memory that this worker uses this share of what it may have."""
+    limit = get_worker().memory_manager.memory_limit
+    missing = int(share * limit) - psutil.Process().memory_info().rss
+    sys.hoard = b"x" * max(0, missing)
+    return len(sys.hoard)
+
+
+def until_paused():
+    """Return when this worker takes no more tasks."""
+    wait_until(lambda: get_worker().status.name == "paused", "the worker is paused")
+
+
+def ones_if_large(large, nbytes, i):
+    """Give the square; of the large one an array of so many bytes."""
+    return np.ones(nbytes, dtype=np.uint8) if i == large else i * i

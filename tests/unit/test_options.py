@@ -111,6 +111,7 @@ WRONG_TYPES = [
     *[("max_nesting_depth", value, INTEGER) for value in ["3", 2.0, True, None, INF]],
     *[("workers", value, WORKERS) for value in [5, [5], {"a": 1}, b"a", [b"a"], True]],
     *[("allow_other_workers", value, "bool") for value in ["no", 1, None]],
+    *[("speculation", value, "bool") for value in ["no", 1, None]],
     *[("return_exceptions", value, "bool") for value in ["no", 1, None]],
     *[("retry_on", value, "class of exceptions") for value in ["OSError", (), (OSError, int), None, OSError()]],
     *[("fifo_timeout", value, "time as Dask takes it") for value in [[1], {}, 1j]],

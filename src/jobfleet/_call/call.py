@@ -17,7 +17,7 @@ from .. import _wire as wire
 from .._compat import awaits_results, dispatch_more, fail_call, input_ended
 from .._data.buffers import BlobTable
 from .._data.encode import Call, EncodedCalls, Encoder, EncodingError, unpicklable_part
-from .._data.packing import pack
+from .._data.packing import PackedChunk, pack
 from .._data.scatter import ScatteredObject
 from .._engine.base import Lost, LostKind, Outcome, Session, Slots
 from .._observe.output import emit
@@ -38,6 +38,7 @@ from .state import (
     Deliver,
     Event,
     Forget,
+    GiveUp,
     Send,
     SlotsChanged,
 )
@@ -143,7 +144,7 @@ class ParallelCall:
         self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
         self._n_to_ask_for = 0
-        self._sent: dict[int, tuple[Send, int]] = {}
+        self._sent: dict[int, tuple[Send, PackedChunk]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._n_submitted = 0
         self._ended = False
@@ -313,6 +314,9 @@ class ParallelCall:
         match command:
             case Send():
                 self._send(command)
+            case GiveUp():
+                _, packed = self._sent.pop(command.chunk)
+                self._session.give_up(packed)
             case Forget():
                 if not command.ended:
                     self._emit(self._output.take(command.tasks, iter(())))
@@ -340,14 +344,14 @@ class ParallelCall:
             report_every=command.report_every,
             budget_s=command.budget_s,
         )
-        self._sent[command.chunk] = command, chunk.nbytes
+        self._sent[command.chunk] = command, chunk
         inbox = self._inbox
         self._session.submit(
             chunk, label([calls for calls, _ in pieces]), lambda outcome: inbox.put(_Finished(command.chunk, outcome))
         )
 
     def _finished(self, chunk: int, outcome: Outcome) -> Event:
-        sent, sent_nbytes = self._sent.pop(chunk)
+        sent, packed = self._sent.pop(chunk)
         tasks = sent.tasks
         if isinstance(outcome, Lost):
             task = tasks[min(outcome.started or 0, len(tasks) - 1)]
@@ -360,7 +364,7 @@ class ParallelCall:
         self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
         if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
-        nbytes = sent_nbytes + sum(len(part) for part in outcome)
+        nbytes = packed.nbytes + sum(len(part) for part in outcome)
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)
 
     def _results(self, reply: Reply, buffers: list[Any], tasks: range) -> tuple[list[Any], BaseException | None, bool]:

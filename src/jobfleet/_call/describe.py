@@ -170,9 +170,18 @@ def loss_error(lost: Lost, index: int, call: Call, deaths: int = 1) -> JobfleetE
     match lost.kind:
         case LostKind.WORKER:
             last = f"Of the last one is known: {lost.cause}. " if lost.cause else ""
+            if "memory limit" in lost.cause:
+                causes = (
+                    "What it holds at a time, its arguments and its result too, is more than a worker may have: give "
+                    "workers more memory, or fewer threads each, or have it return less, say the name of a file. "
+                )
+            else:
+                causes = (
+                    "A crash in native code, os._exit, or more memory than the worker has are the likely causes; the "
+                    "workers' logs say more. "
+                )
             error = WorkerLostError(
-                f"call {index}, {text}, ran {deaths} times, and each time its worker died. {last}A crash in native "
-                "code, os._exit, or more memory than the worker has are the likely causes; the workers' logs say more. "
+                f"call {index}, {text}, ran {deaths} times, and each time its worker died. {last}{causes}"
                 "To have the other results with this error among them: parallel_config(..., return_exceptions=True)",
                 index,
                 text,

@@ -23,6 +23,7 @@ from .recovery import (
     report_every,
     runs_by_itself,
 )
+from .stragglers import is_straggler
 
 #: When chunks take longer than this, some more are shown to the cluster than it has slots.
 _STALL_S = 1.0
@@ -102,6 +103,15 @@ class Send:
     """How many workers have died with these tasks."""
     budget_s: float | None = None
     """See `Request.budget_s`."""
+    copy_of: int | None = None
+    """The chunk that these tasks are in already, and that takes long."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End a chunk, whose tasks another one has the outcome of; it is not heard of any more."""
+
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +140,7 @@ class AskForMore:
     batches: int
 
 
-Command = Send | Forget | Deliver | AskForMore
+Command = Send | GiveUp | Forget | Deliver | AskForMore
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +161,8 @@ class CallLimits:
     """How long the call goes on when no worker is left."""
     return_exceptions: bool = False
     """What a task has failed with is its result."""
+    speculation: bool = False
+    """The last tasks may run a second time where they take long."""
 
 
 @dataclass(slots=True)
@@ -168,6 +180,13 @@ class _Chunk:
     losses: int
     deaths: int
     report_every: int
+    sent_s: float
+    twin: int | None = None
+    """The chunk with the same tasks, if there is one."""
+    had_twin: bool = False
+    """Whether there is or was one: there is no third."""
+    deaths_of_twin: int = 0
+    """How many workers have died with one that there was."""
 
 
 @dataclass(slots=True, eq=False)
@@ -267,7 +286,8 @@ class CallState:
                     self._slots_changed(event, now_s)
                 case BatchConsumed():
                     self._unconsumed.discard(event.batch)
-        self._send(commands)
+        self._send(commands, now_s)
+        self._send_copies(commands, now_s)
         self._deliver(commands)
         self._ask_for_more(commands)
         return commands
@@ -315,7 +335,7 @@ class CallState:
         self._n_queued += len(tasks) - len(failed)
 
     def _replied(self, event: ChunkReplied, commands: list[Command]) -> None:
-        chunk = self._chunks.pop(event.chunk, None)
+        chunk = self._take(event.chunk, commands)
         if chunk is None:
             return  # a second reply: the first one counted
         self._n_sent -= len(chunk.tasks)
@@ -347,7 +367,9 @@ class CallState:
             self._fail_batch(number, error, commands)
 
     def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
-        chunk = self._chunks.pop(event.chunk, None)
+        if self._is_left_to_twin(event):
+            return
+        chunk = self._take(event.chunk, commands)
         if chunk is None:
             return
         self._n_sent -= len(chunk.tasks)
@@ -366,8 +388,8 @@ class CallState:
                 self._fail_batch(number, event.error, commands)
 
     def _worker_died(self, chunk: _Chunk, event: ChunkLost, losses: int, commands: list[Command]) -> None:
-        tasks = chunk.tasks
-        verdict = after_death(len(tasks), chunk.report_every, event.started, chunk.deaths, event.deaths)
+        tasks, deaths = chunk.tasks, event.deaths + chunk.deaths_of_twin
+        verdict = after_death(len(tasks), chunk.report_every, event.started, chunk.deaths, deaths)
         first, stop = verdict.suspects.start, verdict.suspects.stop
         # What comes first in the call goes first again: each of these is put before the others.
         self._requeue(tasks[stop:], commands)
@@ -541,6 +563,26 @@ class CallState:
         self._n_queued += sum(map(len, live))
         self._queue.extendleft(_Queued(part, alone, losses, deaths) for part in reversed(live))
 
+    def _take(self, number: int, commands: list[Command]) -> _Chunk | None:
+        """Take a chunk that has come to its end, and give up another with the same tasks."""
+        chunk = self._chunks.pop(number, None)
+        if chunk is not None and chunk.twin is not None:
+            del self._chunks[chunk.twin]
+            commands.append(GiveUp(chunk.twin))
+        return chunk
+
+    def _is_left_to_twin(self, event: ChunkLost) -> bool:
+        """Whether another chunk with the same tasks still runs, which is then waited for alone."""
+        chunk = self._chunks.get(event.chunk)
+        if chunk is None or chunk.twin is None or event.kind not in (LostKind.WORKER, LostKind.DATA):
+            return False
+        twin = self._chunks[chunk.twin]
+        twin.twin = None
+        if event.kind is LostKind.WORKER:
+            twin.deaths_of_twin = chunk.deaths_of_twin + event.deaths
+        del self._chunks[event.chunk]
+        return True
+
     def _concurrency(self, slots: int) -> int:
         """Give how many tasks may run at once."""
         n_jobs = self.limits.n_jobs
@@ -563,17 +605,34 @@ class CallState:
             return _SHOWN_PER_SLOT * concurrency
         return concurrency * self.sizer.chunks_per_slot()
 
-    def _send(self, commands: list[Command]) -> None:
+    def _send(self, commands: list[Command], now_s: float) -> None:
         while self._queue and len(self._chunks) < self._max_chunks():
             head = self._next_to_send()
             if head is None:
                 return
-            chunk = self._cut(head)
-            number, self._next_chunk = self._next_chunk, self._next_chunk + 1
-            self._chunks[number] = chunk
+            chunk = self._cut(head, now_s)
+            number = self._add(chunk)
             self._n_sent += len(chunk.tasks)
             budget_s = None if self.limits.fixed_batches else self.sizer.budget_s(len(chunk.tasks))
             commands.append(Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s))
+
+    def _add(self, chunk: _Chunk) -> int:
+        number, self._next_chunk = self._next_chunk, self._next_chunk + 1
+        self._chunks[number] = chunk
+        return number
+
+    def _send_copies(self, commands: list[Command], now_s: float) -> None:
+        """Have the last tasks run once more where there is nothing else to do; the first answer counts."""
+        if not self.limits.speculation or self._queue or not self.input_ended or self._nested:
+            return
+        for number, chunk in list(self._chunks.items()):
+            if len(self._chunks) >= self._concurrency(self.slots):
+                return
+            expected_s = None if self.sizer.mean_s is None else self.sizer.mean_s * len(chunk.tasks)
+            if not chunk.had_twin and not chunk.deaths and is_straggler(now_s - chunk.sent_s, expected_s):
+                chunk.twin = self._add(_Chunk(chunk.tasks, chunk.losses, 0, 0, now_s, twin=number, had_twin=True))
+                chunk.had_twin = True
+                commands.append(Send(chunk.twin, chunk.tasks, copy_of=number))
 
     def _next_to_send(self) -> _Queued | None:
         head = self._queue[0]
@@ -581,7 +640,7 @@ class CallState:
             return head
         return next((queued for queued in self._queue if not runs_by_itself(queued.deaths)), None)
 
-    def _cut(self, head: _Queued) -> _Chunk:
+    def _cut(self, head: _Queued, now_s: float) -> _Chunk:
         if head.alone:
             size = 1
         elif self.limits.fixed_batches or head.deaths:
@@ -592,4 +651,4 @@ class CallState:
         self._n_queued -= len(tasks)
         if not head.tasks:
             self._queue.remove(head)
-        return _Chunk(tasks, head.losses, head.deaths, report_every(len(tasks), head.deaths))
+        return _Chunk(tasks, head.losses, head.deaths, report_every(len(tasks), head.deaths), now_s)

@@ -96,6 +96,9 @@ class Session(Protocol):
     def flush(self) -> None:
         """Send what was submitted, together."""
 
+    def give_up(self, chunk: PackedChunk) -> None:
+        """End a chunk that was submitted: its `done` need not be called any more."""
+
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""
 

@@ -115,15 +115,23 @@ async def _slots(client: distributed.Client, options: Options) -> Slots:
         capacity = {
             address: _capacity(worker, options.resources or {})
             for address, worker in identity["workers"].items()
-            if _eligible(address, worker, options)
+            if _works(worker) and _eligible(address, worker, options)
         }
     else:
-        capacity = await client.scheduler.ncores()
+        capacity = await client.scheduler.ncores_running()
+        if not capacity:
+            identity = await client.scheduler.identity()
+            capacity = {a: worker["nthreads"] for a, worker in identity["workers"].items() if _works(worker)}
     per_host: dict[str, int] = {}
     for address, n in capacity.items():
         host = get_address_host(address)
         per_host[host] = per_host.get(host, 0) + n
     return Slots(sum(per_host.values()), max(per_host.values(), default=0))
+
+
+def _works(worker: dict[str, Any]) -> bool:
+    """Whether a worker takes tasks, or runs one: those that are paused may never take one again."""
+    return worker.get("status") != "paused" or bool(worker["metrics"].get("executing"))
 
 
 def _eligible(address: str, worker: dict[str, Any], options: Options) -> bool:
@@ -154,8 +162,8 @@ async def _wait_for_slots(client: distributed.Client, options: Options) -> Slots
         raise NoWorkersError(
             f"JobfleetBackend has no worker after {timeout_s:g} seconds.\n\n"
             f"The scheduler at {client.scheduler.address} has no worker that may run the tasks"
-            f"{_restrictions(options)}. Make sure that workers are started and can connect to the "
-            "scheduler (its dashboard and the workers' logs tell), or wait longer:\n\n"
+            f"{_restrictions(options)}. Make sure that workers are started, can connect to the scheduler and are not "
+            "paused because their memory is nearly used up (dashboard and workers' logs tell), or wait longer:\n\n"
             f'    parallel_config("dask", wait_for_workers_timeout={max(10, 2 * timeout_s):g})'
         ) from None
     finally:
@@ -185,6 +193,8 @@ class DaskSession:
     """Belongs to the driver's thread."""
     _running: set[asyncio.Task[None]]
     """Held, since the loop does not."""
+    _chunks: dict[int, asyncio.Task[None]]
+    """Who brings a chunk to its outcome, by the chunk's `id`; not those that were given up."""
     _futures: set[distributed.Future]
     _placing: Placing
     """Buffers that could not be stored."""
@@ -218,6 +228,7 @@ class DaskSession:
         self._closed = False
         self._outbox = []
         self._running = set()
+        self._chunks = {}
         self._futures = set()
         self._placing = {}
         self._watcher = None
@@ -242,6 +253,10 @@ class DaskSession:
         if self._outbox:
             self._on_loop(self._run_all, self._outbox)
             self._outbox = []
+
+    def give_up(self, chunk: PackedChunk) -> None:
+        """End a chunk that was submitted."""
+        self._on_loop(self._give_up, chunk)
 
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""
@@ -275,6 +290,7 @@ class DaskSession:
     def _run_all(self, submissions: list[_Submission]) -> None:
         for submission in submissions:
             running = asyncio.ensure_future(self._run(*submission))
+            self._chunks[id(submission[0])] = running
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 
@@ -287,13 +303,20 @@ class DaskSession:
             try:
                 outcome = await self._reply(chunk, label)
             except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
+                if id(chunk) not in self._chunks:
+                    return  # it was given up
                 lost = await self._lost(error, chunk)
                 if lost.kind is LostKind.SCHEDULER and await self._reconnected():
                     self._forget_lost(chunk)
                 else:
                     outcome = lost
-        if not self._closed:
+        if self._chunks.pop(id(chunk), None) is not None and not self._closed:
             done(outcome)
+
+    def _give_up(self, chunk: PackedChunk) -> None:
+        running = self._chunks.pop(id(chunk), None)
+        if running is not None:
+            running.cancel()
 
     async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
         await self._deaths.watched()

@@ -95,7 +95,8 @@ class LocalSession:
         self.keeper: Keeper = InProcess()
         self._closed = False
         self._make_place = make_place
-        self._regions: set[Interruptible] = set()
+        self._regions: dict[int, Interruptible] = {}
+        """By the `id` of the chunk."""
         self._n_threads = n_threads
         self._threads: list[threading.Thread] = []
         # What tasks print goes where the caller's output would.
@@ -124,15 +125,21 @@ class LocalSession:
         while not self._closed and (job := self._jobs.get()) is not None:
             chunk, done = job
             region = Interruptible()
-            self._regions.add(region)
+            self._regions[id(chunk)] = region
             outcome = run_here(chunk, self._make_place(lambda: self._closed, region))
-            self._regions.discard(region)
+            del self._regions[id(chunk)]
             done(outcome)
 
     def settle(self) -> None:
         """Say that all results are there: a thread that was lent goes back."""
         if not self._n_threads:
             self._jobs.put(None)
+
+    def give_up(self, chunk: PackedChunk) -> None:
+        """Interrupt the chunk if it runs."""
+        region = self._regions.get(id(chunk))
+        if region is not None:
+            insist(region, call_later, lambda: None)
 
     def drop(self, digest: bytes) -> None:
         """Do nothing: buffers stay where they are."""
@@ -147,7 +154,7 @@ class LocalSession:
     def close(self) -> None:
         """End the use."""
         self._closed = True
-        for region in list(self._regions):
+        for region in list(self._regions.values()):
             insist(region, call_later, lambda: None)
         for _ in range(max(1, len(self._threads))):
             self._jobs.put(None)
