@@ -193,8 +193,7 @@ def loss_error(lost: Lost, index: int, call: Call, deaths: int = 1) -> JobfleetE
                 index,
                 text,
             )
-        case LostKind.OVERRUN:
-            assert isinstance(lost.error, Overran)
+        case LostKind.OVERRUN if isinstance(lost.error, Overran):
             return overrun_error(f"{lost.error.limit_s:g}", index, text, _became(lost.error))
         case LostKind.SCHEDULER:
             error = ClusterLostError(
