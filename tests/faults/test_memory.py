@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 def test_a_result_that_is_too_large_is_one_task_lost_and_the_error_has_both_figures(cluster):
-    client = cluster("--memory-limit", "500MB", nanny=True)
+    client = cluster("--memory-limit", "500MB", n_workers=1, nanny=True)
     with parallel_config("dask", client=client, return_exceptions=True):
         results = Parallel(batch_size=1)(delayed(ones_if_large)(LARGE, 700_000_000, i) for i in range(N_TASKS))
     error = results[LARGE]
