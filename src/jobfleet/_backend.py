@@ -33,7 +33,10 @@ from ._sink import current_sink
 from ._wire import CallSpec, process_token
 from ._worker.interrupt import uninterrupted
 from .errors import NestingError, OptionTypeError, OptionValueError
-from .options import Options
+from .options import Options, check_integer
+
+#: As joblib defines them.
+_MMAP_MODES = (None, "r+", "r", "w+", "c")
 
 
 class JobfleetBackend(ParallelBackendBase):
@@ -117,6 +120,10 @@ class JobfleetBackend(ParallelBackendBase):
         if self.parallel is not parallel:
             raise FallbackToBackend(self._for(parallel, options))
         self._template.was_used = True
+        if self.inner_max_num_threads is not None:  # joblib sets it
+            check_integer("inner_max_num_threads", self.inner_max_num_threads, 1)
+        if mmap_mode not in _MMAP_MODES:
+            raise OptionValueError(f"mmap_mode must be one of {', '.join(map(repr, _MMAP_MODES))}, got {mmap_mode!r}")
         threshold = memstr_to_bytes(max_nbytes) if isinstance(max_nbytes, str) else max_nbytes
         # These modes mean that tasks share what they get; all others mean an own copy.
         self._max_nbytes = threshold if mmap_mode in ("r", "c") else None
@@ -174,6 +181,7 @@ class JobfleetBackend(ParallelBackendBase):
             inner_max_num_threads=self.inner_max_num_threads,
             host_slots=self._slots.per_host,
             initializer=_pickled_initializer(options),
+            task_timeout=options.task_timeout,
             nested=options.inherited(),
         )
         session = engine.open(options, self._slots, lends_thread=self._lends_thread())
@@ -187,6 +195,7 @@ class JobfleetBackend(ParallelBackendBase):
             no_workers_timeout_s=options.wait_for_workers_timeout,
             return_exceptions=options.return_exceptions,
             help_s=session.help_s,
+            speculation=options.speculation,
         )
         self._call = ParallelCall(
             CallSetup(
@@ -283,8 +292,6 @@ def _make_engine(options: Options) -> Engine:
         return DaskEngine(find_client)
     if options.engine == "local":
         return LocalEngine(nested_backend)
-    if isinstance(options.engine, str) or not hasattr(options.engine, "open"):
-        raise OptionValueError(f'engine must be "local" or an engine object, got {options.engine!r}')
     engine: Engine = options.engine
     return engine
 

@@ -20,7 +20,7 @@ WIRE_VERSION = 1
 _TOKEN = uuid4().hex
 
 #: Kinds of `TaskFailure`.
-RAISED, EXITED, UNSENDABLE, UNREADABLE, NOT_INITIALIZED = range(5)
+RAISED, EXITED, UNSENDABLE, UNREADABLE, NOT_INITIALIZED, OVERRAN = range(6)
 
 #: Kinds of `Request.items` and `Reply.results`.
 MANY, ONE = range(2)
@@ -85,6 +85,8 @@ class CallSpec(_Message):
     """The most tasks that run at once on one host; its processors are shared out among them."""
     initializer: bytes | None
     """Pickled ``(initializer, initargs)``, run once per worker process."""
+    task_timeout: float | None
+    """Seconds that each task may take."""
     nested: tuple[tuple[str, Any], ...]
     """Options that calls made by the tasks inherit; plain values."""
 

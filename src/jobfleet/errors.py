@@ -14,6 +14,7 @@ JobfleetError
 └── CallError                          one call of the user's; `index` and `call` say which
     ├── SerializationError (PicklingError)  an argument, result or exception that does not travel
     ├── TaskExitError                  the task tried to end its process (`SystemExit`...)
+    ├── TaskTimeoutError (TimeoutError)  the task took longer than `task_timeout`
     ├── InitializerError               `initializer=` failed in a worker
     └── WorkerLostError                the worker died with the task, more often than is allowed
 ```
@@ -41,6 +42,7 @@ __all__ = [
     "RemoteTraceback",
     "SerializationError",
     "TaskExitError",
+    "TaskTimeoutError",
     "WireVersionError",
     "WorkerLostError",
 ]
@@ -117,6 +119,10 @@ class SerializationError(CallError, PicklingError):
 
 class TaskExitError(CallError):
     """Report a task that tried to end its process: `SystemExit`, `KeyboardInterrupt`."""
+
+
+class TaskTimeoutError(CallError, TimeoutError):
+    """Report a task that took longer than `task_timeout`."""
 
 
 class InitializerError(CallError):

@@ -1,12 +1,18 @@
 """What the tasks of these tests do; workers import this, which have no jobfleet."""
 
+import contextlib
 import os
 import signal
+import sys
+import threading
 import time
 
+import numpy as np
+import psutil
+from distributed import get_worker
 from joblib import Parallel, delayed
 
-from tests.witness import mark, pass_gate
+from tests.witness import mark, names, pass_gate, wait_until
 
 
 def square(i):
@@ -60,3 +66,71 @@ def count_to_gate(directory, gate, i):
     mark(directory, i)
     pass_gate(gate)
     return i
+
+
+def spin_if_slow(directory, slow, i):
+    """Give the square; the slow one runs Python code, catching what a task may well catch, until the test is over."""
+    mark(directory / "ran", i)
+    while i == slow and not (directory / "over").exists():
+        with contextlib.suppress(Exception):
+            sum(range(1000))
+    return i * i
+
+
+def half_done_if_slow(directory, slow, i):
+    """Give the square; the slow one gives what it has when it is interrupted."""
+    mark(directory / "ran", i)
+    try:
+        while i == slow:
+            sum(range(1000))
+    except BaseException:
+        return None
+    return i * i
+
+
+def sit_if_slow(directory, slow, i):
+    """Give the square; the slow one waits where no exception can be raised."""
+    mark(directory / "ran", i)
+    if i == slow:
+        held = threading.Lock()
+        held.acquire()
+        held.acquire(timeout=20)
+        mark(directory / "sat")
+    return i * i
+
+
+def spin_in_own_call_if_slow(directory, slow, i):
+    """Give the square; the slow one makes a call whose task spins."""
+    if i == slow:
+        Parallel(batch_size=1)(delayed(spin_if_slow)(directory, 10 * slow, 10 * slow + j) for j in range(3))
+    return i * i
+
+
+def square_at_second_try(directory, slow, i):
+    """Give the square; the slow one runs for ever the first time."""
+    mark(directory / "tries" / str(i))
+    first = len(names(directory / "tries" / str(i))) == 1
+    try:
+        while i == slow and first and not (directory / "over").exists():
+            sum(range(1000))
+    finally:
+        mark(directory / "ended", i)
+    return i * i
+
+
+def fill_up(share):
+    """Keep so much memory that this worker uses this share of what it may have."""
+    limit = get_worker().memory_manager.memory_limit
+    missing = int(share * limit) - psutil.Process().memory_info().rss
+    sys.hoard = b"x" * max(0, missing)
+    return len(sys.hoard)
+
+
+def until_paused():
+    """Return when this worker takes no more tasks."""
+    wait_until(lambda: get_worker().status.name == "paused", "the worker is paused")
+
+
+def ones_if_large(large, nbytes, i):
+    """Give the square; of the large one an array of so many bytes."""
+    return np.ones(nbytes, dtype=np.uint8) if i == large else i * i

@@ -27,6 +27,7 @@ def spec(**changes):
         "inner_max_num_threads": None,
         "host_slots": 1,
         "initializer": None,
+        "task_timeout": None,
         "nested": (),
     }
     return CallSpec(**{**values, **changes}).to_bytes()

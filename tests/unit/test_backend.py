@@ -176,12 +176,6 @@ def test_a_wrong_option_is_an_error_wherever_it_is_given(keywords, error):
         parallel(ScriptedEngine(), **keywords)([delayed(double)(1)])
 
 
-@pytest.mark.parametrize("engine", ["remote", "", 5])
-def test_a_wrong_engine_is_an_error_that_says_what_is_accepted(engine):
-    with parallel_config("jobfleet", engine=engine), pytest.raises(OptionValueError, match='engine must be "local"'):
-        Parallel()([delayed(double)(1)])
-
-
 def test_an_initializer_that_does_not_pickle_is_named():
     lock = threading.Lock()
     with pytest.raises(OptionTypeError, match="initializer or initargs cannot be sent"):

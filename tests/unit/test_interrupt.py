@@ -1,11 +1,15 @@
 """Interruption of a thread arrives where it was meant for, and nowhere else."""
 
+import gc
 import sys
 import threading
 import time
+import weakref
 
 import pytest
+from tests.witness import wait_until
 
+from jobfleet._worker import interrupt
 from jobfleet._worker.interrupt import Interrupted, Interruptible, insist, uninterrupted
 
 WITHIN_S = 10
@@ -146,6 +150,89 @@ def test_an_import_is_not_interrupted(tmp_path, monkeypatch):
     assert sys.modules.pop("imported_slowly").spun == 36
 
 
+class Thing:
+    """Can be referred to weakly."""
+
+
+class Finalized:
+    """Calls a function when it goes."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __del__(self):
+        self.function()
+
+
+def in_a_finalizer(function):
+    Finalized(function)
+
+
+def in_a_weak_callback(function):
+    thing = Thing()
+    weakref.finalize(thing, function)
+    del thing
+
+
+def in_a_callback_of_the_collector(function):
+    def called(phase, info):
+        if phase == "start" and threading.current_thread() is thread:
+            function()
+
+    thread = threading.current_thread()
+    gc.callbacks.append(called)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(called)
+
+
+def in_the_hook_for_what_is_swallowed(function):
+    def fail():
+        raise ValueError("in a finalizer")
+
+    before, thread = sys.unraisablehook, threading.current_thread()
+
+    def hook(unraisable):
+        if threading.current_thread() is thread:
+            function()
+
+    sys.unraisablehook = hook
+    try:
+        Finalized(fail)
+    finally:
+        sys.unraisablehook = before
+
+
+@pytest.mark.parametrize(
+    "where",
+    [in_a_finalizer, in_a_weak_callback, in_a_callback_of_the_collector, in_the_hook_for_what_is_swallowed],
+)
+def test_what_python_would_swallow_it_in_is_finished_first(where):
+    """It would be printed and lost, and what the callback has to do left undone."""
+    inside, go_on, done, reached = (threading.Event() for _ in range(4))
+
+    def callback():
+        inside.set()
+        while not go_on.is_set():
+            pass
+        done.set()
+
+    def task():
+        where(callback)
+        spin(reached)
+
+    subject = Subject(task)
+    assert inside.wait(WITHIN_S)
+    for _ in range(100):
+        assert subject.region.interrupt()
+    go_on.set()
+    assert done.wait(WITHIN_S)
+    assert reached.wait(WITHIN_S)
+    interrupt_until_over(subject.region)
+    assert subject.join() is None
+
+
 def test_code_of_ours_is_finished_first():
     reached, go_on, steps = threading.Event(), threading.Event(), []
 
@@ -190,17 +277,24 @@ def test_other_errors_pass():
 @pytest.mark.usefixtures("quick_switches")
 def test_nothing_arrives_after_the_end():
     """Thousands of short runs, hit at any moment: before, while and after they end."""
-    regions, escaped = [], []
+    regions, escaped, begun, finished = [], [], [], []
+
+    def task(i):
+        sum(range(i % 400))
+        with uninterrupted():
+            begun.append(i)
+            sum(range(i % 100))
+            finished.append(i)
 
     def many_short_runs():
         for i in range(4000):
             region = Interruptible()
             regions.append(region)
             try:
-                region.run(lambda i=i: sum(range(i % 400)))
+                region.run(lambda i=i: task(i))
                 sum(range(100))
-            except Interrupted:
-                escaped.append(i)
+            except BaseException as error:
+                escaped.append(error)
 
     thread = threading.Thread(target=many_short_runs, daemon=True)
     thread.start()
@@ -210,7 +304,55 @@ def test_nothing_arrives_after_the_end():
             hits += regions[-1].interrupt()
     thread.join(WITHIN_S)
     assert escaped == []
+    assert begun == finished
     assert hits
+
+
+def test_an_interruption_on_the_way_into_code_of_ours_takes_nothing_from_who_raised_it(monkeypatch):
+    reached, go_on, ended, over = (threading.Event() for _ in range(4))
+    really_raise = interrupt._raise_in
+    steps = []
+
+    def task():
+        reached.set()
+        go_on.wait(WITHIN_S)
+        with uninterrupted():
+            steps.append("not reached")
+
+    def run():
+        region.append(Interruptible())
+        region[0].run(task)
+        ended.set()
+        while not over.is_set():
+            pass
+        steps.append("went on")
+
+    def is_in(*names):
+        frame = sys._current_frames()[thread.ident]
+        for name in names:
+            if frame is None or frame.f_code.co_name != name:
+                return False
+            frame = frame.f_back
+        return True
+
+    def raise_late(thread_id):
+        go_on.set()
+        wait_until(lambda: is_in("_hold", "masked"), "it waits for who interrupts it")
+        really_raise(thread_id)
+        wait_until(lambda: is_in("_hold", "_run") or ended.is_set(), "it was interrupted there")
+
+    region, thread = [], threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert reached.wait(WITHIN_S)
+    monkeypatch.setattr(interrupt, "_raise_in", raise_late)
+    region[0].interrupt()
+    monkeypatch.undo()
+    assert ended.wait(WITHIN_S)
+    for _ in range(100):
+        region[0].interrupt()
+    over.set()
+    thread.join(WITHIN_S)
+    assert steps == ["went on"]
 
 
 def test_what_does_not_end_is_reported_once():

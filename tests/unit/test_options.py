@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from joblib import Parallel, delayed, parallel_config
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.svm import SVC
 
@@ -58,7 +59,6 @@ def test_every_option_is_documented():
 @pytest.mark.parametrize(
     "keywords",
     [
-        {"client": object()},
         {"address": "tcp://h:1"},
         {"scheduler_host": "tcp://h:1"},
         {"scatter": [1]},
@@ -77,73 +77,204 @@ def test_what_joblibs_own_backends_take_is_accepted(keywords):
 # Values
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "accepted"),
-    [
-        ("address", 5, "str"),
-        ("scheduler_host", b"tcp://h:1", "str"),
-        ("scheduler_file", 5, "str"),
-        ("initializer", 5, "Callable"),
-        ("resources", ["GPU"], "Mapping"),
-        ("wait_for_workers_timeout", "10", "number"),
-        ("wait_for_workers_timeout", None, "number"),
-        ("wait_for_workers_timeout", True, "number"),
-        ("priority", "high", "number"),
-        ("retries", 1.5, "integer"),
-        ("retries", True, "integer"),
-        ("max_nesting_depth", "3", "integer"),
-        ("initargs", 5, "tuple"),
-        ("initargs", None, "tuple"),
-        ("initargs", "ab", "tuple"),
-        ("workers", 5, "worker"),
-        ("allow_other_workers", "no", "bool"),
-        ("return_exceptions", 1, "bool"),
-        ("retry_on", "OSError", "class of exceptions"),
-        ("retry_on", (), "class of exceptions"),
-        ("retry_on", (OSError, int), "class of exceptions"),
-        ("worker_ttl", "30", "number"),
-        ("worker_ttl", True, "number"),
+NAN, INF = float("nan"), float("inf")
+SECONDS = "number of seconds"
+NUMBER = "number"
+INTEGER = "integer"
+ADDRESS = "address of a scheduler, such as 'tcp://host:8786'"
+FILE = "path of the file that a scheduler has written"
+CLIENT = "distributed.Client or a cluster"
+ENGINE = '"local", an engine object'
+WORKERS = "worker"
+
+
+class NotAClient:
+    scheduler_address = 5
+
+
+#: What is given, of which type or value it is wrong, and what the message says would be accepted.
+WRONG_TYPES = [
+    *[("client", value, CLIENT) for value in ["tcp://h:1", 5, object(), NotAClient(), NotAClient, True, []]],
+    *[(name, value, ADDRESS) for name in ("address", "scheduler_host") for value in [5, b"tcp://h:1", ["h:1"], True]],
+    *[("scheduler_file", value, FILE) for value in [5, b"file", True, ["file"]]],
+    *[("engine", value, ENGINE) for value in [5, object(), True, {}]],
+    *[("initializer", value, "function") for value in [5, "print", (print,)]],
+    *[("initargs", value, "tuple") for value in [5, None, "ab", {"a": 1}]],
+    *[("resources", value, "mapping") for value in [["GPU"], "GPU", 1, ("GPU", 1)]],
+    ("resources", {1: 1}, "names"),
+    *[("resources", {"GPU": value}, NUMBER) for value in ["1", None, True, [1], 1j]],
+    *[("wait_for_workers_timeout", value, SECONDS) for value in ["10", None, True, [1], 1j]],
+    *[("worker_ttl", value, SECONDS) for value in ["30", True, [1], 1j]],
+    *[("task_timeout", value, SECONDS) for value in ["30", True, [1], 1j]],
+    *[("priority", value, NUMBER) for value in ["high", None, True, [1]]],
+    *[("retries", value, INTEGER) for value in [1.5, True, "2", None, NAN, INF]],
+    *[("max_nesting_depth", value, INTEGER) for value in ["3", 2.0, True, None, INF]],
+    *[("workers", value, WORKERS) for value in [5, [5], {"a": 1}, b"a", [b"a"], True]],
+    *[("allow_other_workers", value, "bool") for value in ["no", 1, None]],
+    *[("speculation", value, "bool") for value in ["no", 1, None]],
+    *[("return_exceptions", value, "bool") for value in ["no", 1, None]],
+    *[("retry_on", value, "class of exceptions") for value in ["OSError", (), (OSError, int), None, OSError()]],
+    *[("fifo_timeout", value, "time as Dask takes it") for value in [[1], {}, 1j]],
+    *[("scatter", value, "scatter=[X, y]") for value in [5, "text", b"bytes"]],
+]
+WRONG_VALUES = [
+    *[
+        (name, value, ADDRESS)
+        for name in ("address", "scheduler_host")
+        for value in ["", "host", "tcp://", "tcp://host", "tcp://host:port", "tcp://host:0", "host:99999", ":8786"]
     ],
-)
+    ("address", "http s://h:1 2", ADDRESS),
+    ("address", "tcp://a b:1", ADDRESS),
+    ("scheduler_file", "", FILE),
+    ("scheduler_file", "/does/not/exist.json", FILE),
+    *[("engine", value, ENGINE) for value in ["", "dask", "Local"]],
+    *[("wait_for_workers_timeout", value, "") for value in [-1, NAN, INF, -INF, 10**400]],
+    *[("worker_ttl", value, "") for value in [0, -1, NAN, INF, 0.5]],
+    *[("task_timeout", value, "None for no limit") for value in [0, 0.0, NAN, INF]],
+    ("task_timeout", -1, "at least 0"),
+    *[("priority", value, "finite") for value in [NAN, INF]],
+    ("retries", -1, "at least 0"),
+    *[("max_nesting_depth", value, "at least 1") for value in [0, -1]],
+    *[("resources", {"GPU": value}, "GPU") for value in [-1, NAN, INF]],
+    *[("workers", value, "at least one") for value in [[], "", ["a", ""], ()]],
+    ("allow_other_workers", True, "workers="),
+    *[("fifo_timeout", value, "time as Dask takes it") for value in ["soon", "1 parsec", "-1s", INF]],
+    ("fifo_timeout", -1, "time as Dask takes it"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "accepted"), WRONG_TYPES)
 def test_a_wrong_type_is_an_error_that_says_what_is_accepted(name, value, accepted):
     with pytest.raises(OptionTypeError) as error:
         Options.from_keywords({name: value})
     assert name in str(error.value)
     assert accepted in str(error.value)
-    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "value", "accepted"), WRONG_VALUES)
+def test_a_value_that_cannot_be_is_an_error_that_says_what_is_accepted(name, value, accepted):
+    with pytest.raises(OptionValueError) as error:
+        Options.from_keywords({name: value})
+    assert name in str(error.value)
+    assert accepted in str(error.value)
+
+
+def test_no_option_takes_just_anything():
+    """A new one has to be in the table."""
+    without_effect = {"pure", "loop", "idle_worker_timeout", "context", "temp_folder"}
+    assert {name for name, *_ in WRONG_TYPES} == set(NAMES) - without_effect
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+def test_the_threads_of_a_task_are_a_number(value):
+    with (
+        parallel_config("jobfleet", engine="local", inner_max_num_threads=value),
+        pytest.raises((OptionTypeError, OptionValueError), match="inner_max_num_threads must be"),
+    ):
+        Parallel(n_jobs=2)(delayed(abs)(i) for i in range(2))
+
+
+def test_a_mode_of_sharing_that_joblib_does_not_have():
+    with parallel_config("jobfleet", engine="local"), pytest.raises(OptionValueError, match="mmap_mode must be one of"):
+        Parallel(n_jobs=2, mmap_mode="x")(delayed(abs)(i) for i in range(2))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", "{}", '"x"'])
+def test_a_scheduler_file_that_names_no_scheduler(tmp_path, content):
+    file = tmp_path / "scheduler.json"
+    file.write_text(content)
+    with pytest.raises(OptionValueError, match="scheduler_file must be"):
+        Options(scheduler_file=str(file))
+
+
+def test_a_scheduler_file_may_be_given_as_a_path(tmp_path):
+    file = tmp_path / "scheduler.json"
+    file.write_text('{"address": "tcp://h:1"}')
+    assert Options(scheduler_file=file).scheduler_file == str(file)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "address",
     [
-        ("wait_for_workers_timeout", -1),
-        ("wait_for_workers_timeout", float("nan")),
-        ("retries", -1),
-        ("max_nesting_depth", 0),
-        ("resources", {"GPU": -1}),
-        ("worker_ttl", 0),
-        ("worker_ttl", float("nan")),
+        "tcp://host:8786",
+        "host:8786",
+        "tls://10.0.0.1:1",
+        "tcp://[::1]:8786",
+        "[::1]:80",
+        "ws://h:80/ws",
+        "inproc://a/1/2",
     ],
 )
-def test_a_value_that_cannot_be_is_an_error(name, value):
-    with pytest.raises(OptionValueError, match=name):
-        Options.from_keywords({name: value})
+def test_addresses_of_all_kinds(address):
+    assert Options(address=address).address == address
+
+
+def test_a_cluster_is_known_by_its_scheduler():
+    class GatewayCluster:
+        scheduler_address = "gateway://h/1"
+
+    assert Options(client=GatewayCluster())
+
+
+CONFIGURED = [
+    ("wait-for-workers-timeout", "soon", OptionTypeError),
+    ("wait-for-workers-timeout", NAN, OptionValueError),
+    ("max-nesting-depth", 0, OptionValueError),
+    ("worker-ttl", INF, OptionValueError),
+    ("task-timeout", 0, OptionValueError),
+    ("task-timeout", "1s", OptionTypeError),
+    ("shared-memory", None, OptionTypeError),
+    ("shared-memory", "", OptionTypeError),
+    ("shared-memory-share", "half", OptionTypeError),
+    ("shared-memory-share", 0, OptionValueError),
+    ("shared-memory-share", 1.5, OptionValueError),
+    ("shared-memory-share", NAN, OptionValueError),
+    ("host", ["h"], OptionTypeError),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), CONFIGURED)
+def test_a_wrong_setting_in_dasks_configuration_names_it_and_its_variable(name, value, kind):
+    with dask.config.set({f"jobfleet.{name}": value}), pytest.raises(kind) as error:
+        Options()
+    assert f"jobfleet.{name} in Dask's configuration" in str(error.value)
+    assert f"DASK_JOBFLEET__{name.upper().replace('-', '_')}" in str(error.value)
+
+
+def test_no_setting_is_left_unchecked():
+    assert {name for name, *_ in CONFIGURED} == set(DEFAULTS)
 
 
 def test_numbers_of_any_kind_are_numbers():
     Options(wait_for_workers_timeout=np.float32(1), priority=np.int64(-5), resources={"GPU": np.float64(0.5)})
+    Options(retries=np.int64(2), max_nesting_depth=np.uint8(3), task_timeout=np.float64(0.5), fifo_timeout="100 ms")
 
 
-@pytest.mark.parametrize("one", ["client", "address", "scheduler_host", "scheduler_file", "engine"])
-@pytest.mark.parametrize("other", ["client", "address", "scheduler_host", "scheduler_file", "engine"])
-def test_only_one_may_choose_the_cluster(one, other):
+CHOICES = ["client", "address", "scheduler_host", "scheduler_file", "engine"]
+
+
+@pytest.fixture
+def choices(tmp_path):
+    file = tmp_path / "scheduler.json"
+    file.write_text('{"address": "tcp://h:1"}')
+
+    class Cluster:
+        scheduler_address = "tcp://h:1"
+
+    return dict(zip(CHOICES, [Cluster(), "tcp://h:1", "tcp://h:1", str(file), "local"], strict=True))
+
+
+@pytest.mark.parametrize("one", CHOICES)
+@pytest.mark.parametrize("other", CHOICES)
+def test_only_one_may_choose_the_cluster(choices, one, other):
     if one == other:
-        Options.from_keywords({one: "x"})
+        Options.from_keywords({one: choices[one]})
         return
+    both = {one: choices[one], other: choices[other]}
     with pytest.raises(OptionValueError, match=f"({one} and {other}|{other} and {one}) each choose"):
-        Options.from_keywords({one: "x", other: "x"})
+        Options.from_keywords(both)
     with pytest.raises(OptionValueError, match="each choose"):
-        Options.from_keywords({one: "x"}).merged({other: "x"})
+        Options.from_keywords({one: choices[one]}).merged({other: choices[other]})
 
 
 @pytest.mark.parametrize(("given", "kept"), [("tcp://w:1", ["tcp://w:1"]), (["a", "b"], ["a", "b"]), (None, None)])
@@ -208,11 +339,6 @@ def test_dasks_configuration_gives_the_defaults_and_keywords_win():
     assert Options().max_nesting_depth == DEFAULTS["max-nesting-depth"]
 
 
-def test_a_wrong_value_there_is_an_error_too():
-    with dask.config.set({"jobfleet.wait-for-workers-timeout": "soon"}), pytest.raises(OptionTypeError, match="soon"):
-        Options()
-
-
 def test_dasks_configuration_lists_them():
     assert dask.config.get("jobfleet") == DEFAULTS
 
@@ -237,7 +363,7 @@ def test_dask_is_handed_what_the_user_gave_and_nothing_else():
         "priority": 5,
         "fifo_timeout": "1s",
     }
-    assert Options(**given, retries=3, address="x", pure=True).submit_keywords() == given
+    assert Options(**given, retries=3, address="h:1", pure=True).submit_keywords() == given
 
 
 def test_inner_calls_inherit_what_bears_on_where_and_how_tasks_run():
@@ -248,7 +374,7 @@ def test_inner_calls_inherit_what_bears_on_where_and_how_tasks_run():
         workers="a",
         resources={"GPU": 1},
         priority=3,
-        client=object(),
+        address="tcp://h:1",
         scatter=[1],
         initializer=print,
     )
@@ -258,6 +384,7 @@ def test_inner_calls_inherit_what_bears_on_where_and_how_tasks_run():
         "wait_for_workers_timeout": 5,
         "max_nesting_depth": 4,
         "worker_ttl": DEFAULTS["worker-ttl"],
+        "task_timeout": None,
         "workers": ["a"],
         "resources": {"GPU": 1},
         "priority": 3,

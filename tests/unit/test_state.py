@@ -14,9 +14,11 @@ from jobfleet._call.state import (
     ChunkReplied,
     Deliver,
     Forget,
+    GiveUp,
     Send,
     SlotsChanged,
 )
+from jobfleet._call.stragglers import FACTOR, LEAST_S, is_straggler
 from jobfleet._engine.base import LostKind
 from jobfleet.errors import NoWorkersError
 
@@ -84,11 +86,11 @@ class Call:
         results = [10 * task for task in tasks[:n_done]]
         return self.tell(ChunkReplied(chunk, results, error, each_s * n_done, nested))
 
-    def lose(self, tasks, kind=LostKind.WORKER, error=LOST, started=None):
+    def lose(self, tasks, kind=LostKind.WORKER, error=LOST, started=None, raised=False):
         tasks = tuple(tasks)
         (chunk,) = (number for number, sent in self.sent.items() if sent == tasks)
         del self.sent[chunk]
-        return self.tell(ChunkLost(chunk, kind, error, started))
+        return self.tell(ChunkLost(chunk, kind, error, started, raised=raised))
 
     def slots(self, total):
         return self.tell(SlotsChanged(total))
@@ -319,6 +321,27 @@ def test_a_task_that_raises_is_tried_again_as_often_as_the_user_says():
     assert sent_tasks(call.reply([0], error=OOPS)) == [(0,)]
     last = ValueError("third")
     assert call.reply([0], error=last) == [Deliver(0, [], last)]
+
+
+def test_a_task_that_takes_too_long_fails_and_those_around_it_run_again_without_blame():
+    call = Call(slots=1, fixed_batches=True, return_exceptions=True)
+    call.arrive(4)
+    commands = call.lose([0, 1, 2, 3], LostKind.OVERRUN, OOPS, started=2)
+    assert sent_tasks(commands) == [(0, 1)]
+    assert [c.deaths for c in commands if isinstance(c, Send)] == [0]
+    assert sent_tasks(call.reply([0, 1])) == [(3,)]
+    assert call.reply([3]) == [Deliver(0, [0, 10, OOPS, 30], None)]
+    assert sorted(call.forgotten) == [0, 1, 2, 3]
+
+
+def test_a_task_that_takes_too_long_is_tried_again_as_often_as_the_user_says():
+    call = Call(slots=1, retries=1)
+    call.arrive(1)
+    assert sent_tasks(call.lose([0], LostKind.OVERRUN, OOPS, started=0, raised=True)) == [(0,)]
+    assert call.lose([0], LostKind.OVERRUN, OOPS, started=0, raised=True) == [Deliver(0, [], OOPS)]
+    call = Call(slots=1, retries=1)
+    call.arrive(1)
+    assert call.lose([0], LostKind.OVERRUN, OOPS, started=0) == [Deliver(0, [], OOPS)], "retries are not for it"
 
 
 def test_a_retried_task_is_alone_and_its_neighbours_run_once():
@@ -712,3 +735,103 @@ def test_a_result_is_delivered_though_its_worker_was_the_last(n_jobs, ordered):
     call.arrive(1)
     call.slots(0)
     assert outcomes(call.reply([0])) == [(0, [0], None)]
+
+
+# The last tasks, a second time
+
+
+@pytest.mark.parametrize(
+    ("away_s", "expected_s", "slow"),
+    [
+        (1e9, None, False),
+        (LEAST_S, 0.01, False),
+        (LEAST_S + 0.1, 0.01, True),
+        (10 * FACTOR, 10.0, False),
+        (10 * FACTOR + 1, 10.0, True),
+    ],
+)
+def test_what_is_slow_is_so_by_comparison(away_s, expected_s, slow):
+    assert is_straggler(away_s, expected_s) is slow
+
+
+def speculating(n=3, slots=2, **changes):
+    """Give a call whose last task is away for long, and the other slots idle."""
+    call = Call(slots=slots, speculation=True, fixed_batches=True, **changes)
+    for _ in range(n):
+        call.arrive(1)
+    call.state.input_ended = True
+    for task in range(n - 1):
+        call.reply([task], each_s=2.0)
+    assert list(call.sent.values()) == [(n - 1,)]
+    call.now_s += 2.0 * FACTOR + 1
+    return call
+
+
+def test_a_straggler_runs_once_more_and_the_first_answer_counts():
+    call = speculating()
+    assert [(c.tasks, c.copy_of) for c in call.slots(2)] == [(range(2, 3), 2)]
+    assert call.slots(2) == [], "not a third time"
+    call.now_s += 1e6
+    assert call.slots(2) == []
+    commands = call.tell(ChunkReplied(3, [20], None, 1.0, False))
+    assert commands == [GiveUp(2), Deliver(2, [20], None)]
+    assert call.tell(ChunkReplied(2, ["late"], None, 1.0, False)) == []
+    assert not call.state.unfinished
+
+
+def test_the_first_answer_may_be_the_stragglers_own():
+    call = speculating()
+    call.slots(2)
+    assert call.tell(ChunkReplied(2, [20], None, 9.0, False)) == [GiveUp(3), Deliver(2, [20], None)]
+    assert call.forgotten == [0, 1, 2]
+
+
+def test_an_exception_is_an_answer():
+    call = speculating()
+    call.slots(2)
+    assert call.tell(ChunkReplied(3, [], OOPS, 1.0, False)) == [GiveUp(2), Deliver(2, [], OOPS)]
+
+
+@pytest.mark.parametrize("first", [2, 3])
+@pytest.mark.parametrize("kind", [LostKind.WORKER, LostKind.DATA])
+def test_if_one_of_the_two_is_lost_the_other_is_waited_for(first, kind):
+    call = speculating()
+    call.slots(2)
+    assert call.tell(ChunkLost(first, kind, LOST)) == []
+    assert call.tell(ChunkReplied(5 - first, [20], None, 1.0, False)) == [Deliver(2, [20], None)]
+
+
+def test_that_it_ran_twice_at_once_does_not_cost_more_workers():
+    call = speculating(return_exceptions=True)
+    call.slots(2)
+    call.tell(ChunkLost(2, LostKind.WORKER, LOST))
+    (again,) = call.tell(ChunkLost(3, LostKind.WORKER, LOST))
+    assert (again.tasks, again.deaths) == (range(2, 3), 2)
+    assert call.tell(ChunkLost(again.chunk, LostKind.WORKER, LOST, started=0)) == [Deliver(2, [LOST], None)]
+
+
+def test_nothing_runs_twice_unless_the_user_says_so():
+    call = speculating()
+    call.state.limits = limits(fixed_batches=True)
+    assert call.slots(2) == []
+
+
+def test_nothing_runs_twice_while_there_is_something_else_to_do():
+    call = speculating(slots=1)
+    assert call.slots(1) == [], "no slot is idle"
+    call = speculating()
+    call.state.input_ended = False
+    assert call.slots(2) == [], "more tasks may come"
+    call = speculating()
+    call.now_s -= 2.0
+    assert call.slots(2) == [], "it is not late yet"
+
+
+def test_inner_calls_are_not_made_twice():
+    call = Call(slots=2, speculation=True, fixed_batches=True)
+    for _ in range(2):
+        call.arrive(1)
+    call.state.input_ended = True
+    call.reply([0], each_s=1.0, nested=True)
+    call.now_s += 100.0
+    assert call.slots(2) == []

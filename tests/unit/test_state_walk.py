@@ -16,6 +16,7 @@ from jobfleet._call.state import (
     ChunkReplied,
     Deliver,
     Forget,
+    GiveUp,
     Send,
     SlotsChanged,
 )
@@ -50,10 +51,14 @@ class Books:
         self.troubled = set()  # tasks whose chunk did not simply succeed
         self.suspects = set()  # tasks that have to run alone
         self.forgotten = []
+        self.widows = set()  # chunks whose twin was lost
         self.n_data_losses = 0
         self.n_unstarted = 0
         self.sent = {}
         self.died = {}  # task: how many workers it has seen die
+        self.twins = {}  # of two chunks with the same tasks each has the other
+        self.had_twin = set()
+        self.deaths_of_twin = {}
 
     @property
     def concurrency(self):
@@ -74,11 +79,37 @@ class Books:
                     for task in command.tasks:
                         assert self.tasks[task] in (DONE, GIVEN_UP), "forgotten though it has to run again"
                     self.forgotten += command.tasks
+                case GiveUp():
+                    self.on_give_up(command)
                 case AskForMore():
                     assert command.batches > 0
         self.check()
 
+    def on_copy(self, command):
+        """Say what must hold when tasks that run are sent a second time."""
+        assert self.limits.speculation
+        assert self.state.input_ended
+        assert not self.nested
+        assert list(command.tasks) == self.chunks[command.copy_of]
+        assert command.copy_of not in self.had_twin, "more than twice"
+        assert not any(s is WAITING and self.batch_of[t] not in self.delivered for t, s in self.tasks.items())
+        assert not command.deaths
+        assert len(self.chunks) < self.concurrency, "on a slot that is not idle"
+        self.chunks[command.chunk] = list(command.tasks)
+        self.sent[command.chunk] = command
+        self.twins.update({command.chunk: command.copy_of, command.copy_of: command.chunk})
+        self.had_twin |= {command.chunk, command.copy_of}
+
+    def on_give_up(self, command):
+        assert self.chunks[command.chunk], "it runs"
+        assert self.twins[command.chunk] not in self.chunks, "the other one has come to its end"
+        del self.chunks[command.chunk]
+        self.settled.append(command.chunk)
+
     def on_send(self, command):
+        if command.copy_of is not None:
+            self.on_copy(command)
+            return
         chunk, tasks = command.chunk, list(command.tasks)
         assert tasks == sorted(tasks) != []
         assert chunk not in self.chunks
@@ -152,6 +183,8 @@ class Books:
             waiting = [t for t in waiting if self.died.get(t, 0) < 2]
         assert not waiting or len(self.chunks) >= min(self.concurrency, self.slots), "a slot is idle"
         assert live or not self.state.unfinished
+        both = [n for n in self.chunks if n in self.twins and self.twins[n] not in self.chunks]
+        assert all(n in self.widows for n in both), "its tasks have their outcome, and it goes on"
 
     # What may happen; each takes two numbers to choose with, and does nothing where it cannot happen
 
@@ -181,6 +214,8 @@ class Books:
     def a_worker_dies(self, pick, where):
         if not self.chunks:
             return
+        if self.lose_one_of_two(pick, LostKind.WORKER):
+            return
         number, tasks = self.settle(pick)
         sent, error, started = self.sent[number], RuntimeError("the worker died"), None
         if sent.report_every:
@@ -198,12 +233,26 @@ class Books:
                 if len(blamed) == 1 and sent.deaths + 1 == MAX_DEATHS:
                     self.give_up(blamed, error)
         else:
-            self.died.update(dict.fromkeys(tasks, 1))
+            self.died.update(dict.fromkeys(tasks, 1 + self.deaths_of_twin.get(number, 0)))
         assert max(self.died.values()) <= MAX_DEATHS
         self.tell(ChunkLost(number, LostKind.WORKER, error, started))
 
+    def a_task_takes_too_long(self, pick, where):
+        if not self.chunks:
+            return
+        number, tasks = self.settle(pick)
+        slow, error = tasks[where % len(tasks)], RuntimeError("too slow")
+        self.suspects.add(slow)
+        self.died[slow] = 0
+        self.attempts[slow] = self.attempts.get(slow, 0) + 1
+        if self.attempts[slow] > self.limits.retries:
+            self.give_up([slow], error)
+        self.tell(ChunkLost(number, LostKind.OVERRUN, error, where % len(tasks), raised=True))
+
     def data_are_lost(self, pick, _):
         if not self.chunks or self.n_data_losses == MAX_DATA_LOSSES:
+            return
+        if self.lose_one_of_two(pick, LostKind.DATA):
             return
         self.n_data_losses += 1
         number, _ = self.settle(pick)
@@ -231,6 +280,10 @@ class Books:
 
     # These only in walks with worse faults
 
+    def the_input_ends(self, _, __):
+        self.state.input_ended = True
+        self.tell(SlotsChanged(self.slots))
+
     def a_chunk_is_given_up(self, pick, kind):
         if self.chunks:
             number, tasks = self.settle(pick)
@@ -249,6 +302,22 @@ class Books:
         self.tasks.update(dict.fromkeys(tasks, state))
         self.batch_of.update(dict.fromkeys(tasks, len(self.batches)))
         self.batches.append(tasks)
+
+    def lose_one_of_two(self, pick, kind):
+        """Lose a chunk whose tasks another one runs, too; gives whether it is such a one."""
+        number = sorted(self.chunks)[pick % len(self.chunks)]
+        other = self.twins.get(number)
+        if other not in self.chunks:
+            return False
+        tasks = self.chunks.pop(number)
+        self.settled.append(number)
+        self.widows.add(other)
+        self.tasks.update({task: other for task in tasks if self.tasks[task] == number})
+        self.troubled.update(tasks)
+        if kind is LostKind.WORKER:
+            self.deaths_of_twin[other] = 1
+        self.tell(ChunkLost(number, kind, RuntimeError("one of two")))
+        return True
 
     def settle(self, pick):
         number = sorted(self.chunks)[pick % len(self.chunks)]
@@ -304,13 +373,14 @@ ANY_LIMITS = st.builds(
     retries=st.sampled_from([0, 0, 2]),
     ahead_per_slot=st.sampled_from([None, 1.0, 2.0]),
     no_workers_timeout_s=st.just(1e9),
+    speculation=st.booleans(),
 )
 #: In a walk each is as likely as it stands here.
 EVENTS = (
     [Books.a_batch_arrives, Books.a_worker_replies, Books.the_user_takes_results] * 4
     + [Books.a_worker_replies_with_a_part, Books.a_task_raises, Books.slots_change] * 2
-    + [Books.a_batch_arrives_that_does_not_pickle, Books.an_outcome_comes_a_second_time]
-    + [Books.a_worker_dies, Books.data_are_lost, Books.a_worker_tells_of_inner_calls]
+    + [Books.a_batch_arrives_that_does_not_pickle, Books.the_input_ends, Books.an_outcome_comes_a_second_time]
+    + [Books.a_worker_dies, Books.a_task_takes_too_long, Books.data_are_lost, Books.a_worker_tells_of_inner_calls]
 )
 WORSE_EVENTS = [*EVENTS, Books.a_chunk_is_given_up, Books.all_slots_go]
 NUMBERS = st.integers(0, 60)

@@ -25,6 +25,7 @@ MESSAGES = [
         inner_max_num_threads=3,
         host_slots=8,
         initializer=b"pickle",
+        task_timeout=1.5,
         nested=(("retries", 1), ("resources", {"GPU": 1.0})),
     ),
     Request(

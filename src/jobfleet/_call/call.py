@@ -17,9 +17,9 @@ from .. import _wire as wire
 from .._compat import awaits_results, dispatch_more, fail_call, input_ended
 from .._data.buffers import BlobTable
 from .._data.encode import Call, EncodedCalls, Encoder, EncodingError, unpicklable_part
-from .._data.packing import pack
+from .._data.packing import PackedChunk, pack
 from .._data.scatter import ScatteredObject
-from .._engine.base import Lost, Outcome, Session, Slots
+from .._engine.base import Lost, LostKind, Outcome, Session, Slots
 from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
@@ -40,6 +40,7 @@ from .state import (
     DispatchPaused,
     Event,
     Forget,
+    GiveUp,
     Send,
     SlotsChanged,
 )
@@ -145,7 +146,7 @@ class ParallelCall:
         self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
         self._n_to_ask_for = 0
-        self._sent: dict[int, tuple[Send, int]] = {}
+        self._sent: dict[int, tuple[Send, PackedChunk]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._function: Any = None
         """That of the first task."""
@@ -331,6 +332,9 @@ class ParallelCall:
         match command:
             case Send():
                 self._send(command)
+            case GiveUp():
+                _, packed = self._sent.pop(command.chunk)
+                self._session.give_up(packed)
             case Forget():
                 if not command.ended:
                     self._emit(self._output.take(command.tasks, iter(())))
@@ -362,7 +366,7 @@ class ParallelCall:
             budget_s=command.budget_s,
             others_wait=command.others_wait,
         )
-        self._sent[command.chunk] = command, chunk.nbytes
+        self._sent[command.chunk] = command, chunk
         inbox = self._inbox
         self._session.submit(
             chunk,
@@ -372,19 +376,20 @@ class ParallelCall:
         )
 
     def _finished(self, chunk: int, outcome: Outcome) -> Event:
-        sent, sent_nbytes = self._sent.pop(chunk)
+        sent, packed = self._sent.pop(chunk)
         tasks = sent.tasks
         if isinstance(outcome, Lost):
             task = tasks[min(outcome.started or 0, len(tasks) - 1)]
             error = loss_error(outcome, task, self._tasks.call(task), sent.deaths + outcome.deaths)
-            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths)
+            raised = outcome.kind is LostKind.OVERRUN and isinstance(error, self._setup.retry_on)
+            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths, raised)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]
         self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
         if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
-        nbytes = sent_nbytes + sum(len(part) for part in outcome)
+        nbytes = packed.nbytes + sum(len(part) for part in outcome)
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)
 
     def _results(self, reply: Reply, buffers: list[Any], tasks: range) -> tuple[list[Any], BaseException | None, bool]:
@@ -406,7 +411,7 @@ class ParallelCall:
             return results, None, False
         task = tasks[len(results)]
         failure = TaskFailure(*reply.failure)
-        raised = failure.kind == wire.RAISED or failure.part.startswith("exception")
+        raised = failure.kind in (wire.RAISED, wire.OVERRAN) or failure.part.startswith("exception")
         error = task_error(failure, task, self._tasks.call(task), reply.worker)
         return results, error, raised and isinstance(error, self._setup.retry_on)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import _wire as wire
 from .._data.encode import Call
-from .._engine.base import Lost, LostKind
+from .._engine.base import Lost, LostKind, Overran
 from .._wire import TaskFailure
 from ..errors import (
     CallError,
@@ -23,6 +23,7 @@ from ..errors import (
     RemoteTraceback,
     SerializationError,
     TaskExitError,
+    TaskTimeoutError,
     WorkerLostError,
 )
 
@@ -89,6 +90,8 @@ def task_error(failure: TaskFailure, index: int, call: Call, worker: str) -> Bas
     """Give the exception that the caller of `Parallel` gets for a failed task."""
     text = describe(call)
     error = _as_exception(failure, index, text, worker)
+    if failure.kind == wire.OVERRAN and not failure.traceback:
+        return error
     where = f"call {index}, {text}, on {worker}"
     error.__cause__ = RemoteTraceback(f"{where}\n{failure.traceback}")
     return error
@@ -118,6 +121,8 @@ def _as_exception(failure: TaskFailure, index: int, text: str, worker: str) -> B
                 index,
                 text,
             )
+        case wire.OVERRAN:
+            return overrun_error(failure.message, index, text, f"It was interrupted on {worker}.")
         case wire.NOT_INITIALIZED:
             return InitializerError(f"initializer= failed on {worker}: {what}", index, text)
     if failure.part.startswith("exception"):
@@ -140,6 +145,29 @@ def _odd_exception(what: str, reason: str, index: int, text: str, worker: str) -
     )
 
 
+def overrun_error(limit_s: str, index: int, text: str, became: str) -> TaskTimeoutError:
+    """Report a task that took too long; `became` says what was done about it."""
+    return TaskTimeoutError(
+        f"call {index}, {text}, took longer than {limit_s} s, the task_timeout of its Parallel call. {became} Is it "
+        "stuck, or does it take longer than its neighbours? Then raise task_timeout. To have the other results with "
+        "this error among them: parallel_config(..., return_exceptions=True)",
+        index,
+        text,
+    )
+
+
+def _became(overran: Overran) -> str:
+    """Say what has become of a task that could not be interrupted."""
+    why = (
+        f"It could not be interrupted on {overran.worker}: it is in a call of native code, or catches every exception. "
+    )
+    if overran.ends:
+        return f"{why}So its worker process was replaced."
+    return (
+        f"{why}That worker has no nanny to replace its process, so it runs on there, without a slot, until it returns."
+    )
+
+
 def loss_error(lost: Lost, index: int, call: Call, deaths: int = 1) -> JobfleetError:
     """Report a chunk that is given up because of a fault of the cluster; `deaths` workers have died with it."""
     text = describe(call)
@@ -147,9 +175,18 @@ def loss_error(lost: Lost, index: int, call: Call, deaths: int = 1) -> JobfleetE
     match lost.kind:
         case LostKind.WORKER:
             last = f"Of the last one is known: {lost.cause}. " if lost.cause else ""
+            if "memory limit" in lost.cause:
+                causes = (
+                    "What it holds at a time, its arguments and its result too, is more than a worker may have: give "
+                    "workers more memory, or fewer threads each, or have it return less, say the name of a file. "
+                )
+            else:
+                causes = (
+                    "A crash in native code, os._exit, or more memory than the worker has are the likely causes; the "
+                    "workers' logs say more. "
+                )
             error = WorkerLostError(
-                f"call {index}, {text}, ran {deaths} times, and each time its worker died. {last}A crash in native "
-                "code, os._exit, or more memory than the worker has are the likely causes; the workers' logs say more. "
+                f"call {index}, {text}, ran {deaths} times, and each time its worker died. {last}{causes}"
                 "To have the other results with this error among them: parallel_config(..., return_exceptions=True)",
                 index,
                 text,
@@ -161,6 +198,8 @@ def loss_error(lost: Lost, index: int, call: Call, deaths: int = 1) -> JobfleetE
                 index,
                 text,
             )
+        case LostKind.OVERRUN if isinstance(lost.error, Overran):
+            return overrun_error(f"{lost.error.limit_s:g}", index, text, _became(lost.error))
         case LostKind.SCHEDULER:
             error = ClusterLostError(
                 f"the connection to the scheduler was lost during call {index}, {text}: "

@@ -99,7 +99,7 @@ def runs_by_itself(deaths: int) -> bool:
 def no_workers_left(timeout_s: float) -> NoWorkersError:
     """Say that the last worker is gone and none has come back."""
     return NoWorkersError(
-        f"all workers are gone and none has come back for {timeout_s:g} seconds. Their logs and the "
-        "scheduler's say why they ended. To wait longer for new ones: "
+        f"all workers are gone, or paused because their memory is nearly used up, and none has come back for "
+        f"{timeout_s:g} seconds. Their logs and the scheduler's say why. To wait longer for new ones: "
         f'parallel_config("dask", wait_for_workers_timeout={2 * timeout_s:g})'
     )

@@ -23,6 +23,7 @@ from .recovery import (
     report_every,
     runs_by_itself,
 )
+from .stragglers import is_straggler
 
 #: While a call's first tasks come in, they wait so long for those that go along with them in the first chunks, if they
 #: are known to be short. What they gain is a round trip, of some 10 ms.
@@ -82,6 +83,8 @@ class ChunkLost:
     """See `after_death`."""
     deaths: int = 1
     """How many workers have died with it."""
+    raised: bool = False
+    """`error` is of a kind that `retries` are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,15 @@ class Send:
     """In the thread that waits for the results."""
     others_wait: bool = False
     """See `Request.others_wait`."""
+    copy_of: int | None = None
+    """The chunk that these tasks are in already, and that takes long."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End a chunk, whose tasks another one has the outcome of; it is not heard of any more."""
+
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +157,7 @@ class AskForMore:
     batches: int
 
 
-Command = Send | Forget | Deliver | AskForMore
+Command = Send | GiveUp | Forget | Deliver | AskForMore
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +180,8 @@ class CallLimits:
     """What a task has failed with is its result."""
     help_s: float = 0.0
     """See `Session.help_s`."""
+    speculation: bool = False
+    """The last tasks may run a second time where they take long."""
 
 
 @dataclass(slots=True)
@@ -185,6 +199,13 @@ class _Chunk:
     losses: int
     deaths: int
     report_every: int
+    sent_s: float
+    twin: int | None = None
+    """The chunk with the same tasks, if there is one."""
+    had_twin: bool = False
+    """Whether there is or was one: there is no third."""
+    deaths_of_twin: int = 0
+    """How many workers have died with one that there was."""
 
 
 @dataclass(slots=True, eq=False)
@@ -291,7 +312,8 @@ class CallState:
                 case BatchConsumed():
                     self._unconsumed.discard(event.batch)
         if not self._holds(now_s):
-            self._send(commands)
+            self._send(commands, now_s)
+        self._send_copies(commands, now_s)
         self._deliver(commands)
         self._ask_for_more(commands)
         return commands
@@ -343,7 +365,7 @@ class CallState:
         self._n_queued += len(tasks) - len(failed)
 
     def _replied(self, event: ChunkReplied, commands: list[Command]) -> None:
-        chunk = self._chunks.pop(event.chunk, None)
+        chunk = self._take(event.chunk, commands)
         if chunk is None:
             return  # a second reply: the first one counted
         self._n_sent -= len(chunk.tasks)
@@ -356,12 +378,12 @@ class CallState:
             commands.append(Forget(done))
         if event.error is not None:
             failed, left = left[:1], left[1:]
-            self._failed(failed, event, event.error, commands)
+            self._failed(failed, event.error, event.raised, commands)
         self._requeue(left, commands, deaths=chunk.deaths)
 
-    def _failed(self, task: range, event: ChunkReplied, error: BaseException, commands: list[Command]) -> None:
+    def _failed(self, task: range, error: BaseException, raised: bool, commands: list[Command]) -> None:
         tries = self._tries[task.start] = self._tries.get(task.start, 0) + 1
-        if event.raised and tries <= self.limits.retries:
+        if raised and tries <= self.limits.retries:
             self._requeue(task, commands, alone=True)
             return
         commands.append(Forget(task))
@@ -375,13 +397,17 @@ class CallState:
             self._fail_batch(number, error, commands)
 
     def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
-        chunk = self._chunks.pop(event.chunk, None)
+        if self._is_left_to_twin(event):
+            return
+        chunk = self._take(event.chunk, commands)
         if chunk is None:
             return
         self._n_sent -= len(chunk.tasks)
         losses = chunk.losses + 1
         if event.kind is LostKind.WORKER and losses <= MAX_UNSTARTED_LOSSES:
             self._worker_died(chunk, event, losses, commands)
+        elif event.kind is LostKind.OVERRUN and event.started is not None:
+            self._overran(chunk, event, event.started, commands)
         elif after_loss(event.kind, losses):
             self._requeue(chunk.tasks, commands, losses=losses, deaths=chunk.deaths)
         elif event.kind in (LostKind.WORKER, LostKind.DATA):
@@ -392,8 +418,8 @@ class CallState:
                 self._fail_batch(number, event.error, commands)
 
     def _worker_died(self, chunk: _Chunk, event: ChunkLost, losses: int, commands: list[Command]) -> None:
-        tasks = chunk.tasks
-        verdict = after_death(len(tasks), chunk.report_every, event.started, chunk.deaths, event.deaths)
+        tasks, deaths = chunk.tasks, event.deaths + chunk.deaths_of_twin
+        verdict = after_death(len(tasks), chunk.report_every, event.started, chunk.deaths, deaths)
         first, stop = verdict.suspects.start, verdict.suspects.stop
         # What comes first in the call goes first again: each of these is put before the others.
         self._requeue(tasks[stop:], commands)
@@ -404,6 +430,12 @@ class CallState:
             unstarted = losses if verdict.deaths == chunk.deaths else 0
             self._requeue(tasks[first:stop], commands, losses=unstarted, deaths=verdict.deaths)
         self._requeue(tasks[:first], commands)
+
+    def _overran(self, chunk: _Chunk, event: ChunkLost, position: int, commands: list[Command]) -> None:
+        before, task, after = chunk.tasks[:position], chunk.tasks[position : position + 1], chunk.tasks[position + 1 :]
+        self._requeue(after, commands, losses=chunk.losses, deaths=chunk.deaths)
+        self._failed(task, event.error, event.raised, commands)
+        self._requeue(before, commands, losses=chunk.losses, deaths=chunk.deaths)
 
     def _give_up(self, tasks: range, error: BaseException, commands: list[Command]) -> None:
         commands.append(Forget(tasks, ended=False))
@@ -563,6 +595,26 @@ class CallState:
         self._n_queued += sum(map(len, live))
         self._queue.extendleft(_Queued(part, alone, losses, deaths) for part in reversed(live))
 
+    def _take(self, number: int, commands: list[Command]) -> _Chunk | None:
+        """Take a chunk that has come to its end, and give up another with the same tasks."""
+        chunk = self._chunks.pop(number, None)
+        if chunk is not None and chunk.twin is not None:
+            del self._chunks[chunk.twin]
+            commands.append(GiveUp(chunk.twin))
+        return chunk
+
+    def _is_left_to_twin(self, event: ChunkLost) -> bool:
+        """Whether another chunk with the same tasks still runs, which is then waited for alone."""
+        chunk = self._chunks.get(event.chunk)
+        if chunk is None or chunk.twin is None or event.kind not in (LostKind.WORKER, LostKind.DATA):
+            return False
+        twin = self._chunks[chunk.twin]
+        twin.twin = None
+        if event.kind is LostKind.WORKER:
+            twin.deaths_of_twin = chunk.deaths_of_twin + event.deaths
+        del self._chunks[event.chunk]
+        return True
+
     def _concurrency(self, slots: int) -> int:
         """Give how many tasks may run at once."""
         n_jobs = self.limits.n_jobs
@@ -601,19 +653,18 @@ class CallState:
             return self._paused and (self.input_ended or self._n_queued * self.sizer.mean_s > self.limits.help_s)
         return self.input_ended or self._n_queued >= self._concurrency(self.slots) * self.sizer.size
 
-    def _send(self, commands: list[Command]) -> None:
-        here = self._queue and not self._next_chunk and self._runs_here()
+    def _send(self, commands: list[Command], now_s: float) -> None:
+        here = bool(self._queue) and not self._next_chunk and self._runs_here()
         while self._queue and len(self._chunks) < self._max_chunks():
             head = self._next_to_send()
             if head is None:
                 return
-            chunk = self._cut(head, bool(here))
-            number, self._next_chunk = self._next_chunk, self._next_chunk + 1
-            self._chunks[number] = chunk
+            chunk = self._cut(head, here, now_s)
+            number = self._add(chunk)
             self._n_sent += len(chunk.tasks)
             budget_s = None if self.limits.fixed_batches else self.sizer.budget_s(len(chunk.tasks))
             commands.append(
-                Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s, bool(here), self._n_queued > 0)
+                Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s, here, self._n_queued > 0)
             )
 
     def _runs_here(self) -> bool:
@@ -622,13 +673,31 @@ class CallState:
             return False
         return len(self._queue) == 1 and self._n_queued * self.sizer.mean_s <= self.limits.help_s
 
+    def _add(self, chunk: _Chunk) -> int:
+        number, self._next_chunk = self._next_chunk, self._next_chunk + 1
+        self._chunks[number] = chunk
+        return number
+
+    def _send_copies(self, commands: list[Command], now_s: float) -> None:
+        """Have the last tasks run once more where there is nothing else to do; the first answer counts."""
+        if not self.limits.speculation or self._queue or not self.input_ended or self._nested:
+            return
+        for number, chunk in list(self._chunks.items()):
+            if len(self._chunks) >= self._concurrency(self.slots):
+                return
+            expected_s = None if self.sizer.mean_s is None else self.sizer.mean_s * len(chunk.tasks)
+            if not chunk.had_twin and not chunk.deaths and is_straggler(now_s - chunk.sent_s, expected_s):
+                chunk.twin = self._add(_Chunk(chunk.tasks, chunk.losses, 0, 0, now_s, twin=number, had_twin=True))
+                chunk.had_twin = True
+                commands.append(Send(chunk.twin, chunk.tasks, copy_of=number))
+
     def _next_to_send(self) -> _Queued | None:
         head = self._queue[0]
         if not runs_by_itself(head.deaths) or not any(runs_by_itself(c.deaths) for c in self._chunks.values()):
             return head
         return next((queued for queued in self._queue if not runs_by_itself(queued.deaths)), None)
 
-    def _cut(self, head: _Queued, here: bool) -> _Chunk:
+    def _cut(self, head: _Queued, here: bool, now_s: float) -> _Chunk:
         if head.alone:
             size = 1
         elif self.limits.fixed_batches or head.deaths or here:
@@ -639,4 +708,4 @@ class CallState:
         self._n_queued -= len(tasks)
         if not head.tasks:
             self._queue.remove(head)
-        return _Chunk(tasks, head.losses, head.deaths, report_every(len(tasks), head.deaths))
+        return _Chunk(tasks, head.losses, head.deaths, report_every(len(tasks), head.deaths), now_s)

@@ -18,9 +18,33 @@ class LostKind(enum.Enum):
 
     WORKER = "the worker died"
     DATA = "data of the chunk were lost"
+    OVERRUN = "a task took longer than it may, and could not be interrupted"
     SCHEDULER = "the connection to the scheduler was lost"
     ABANDONED = "the task that made the call was given up"
     ENGINE = "the engine failed"
+
+
+class Overran(Exception):
+    """Say that a task took too long.
+
+    Parameters
+    ----------
+    position
+        Of the task in its chunk.
+    limit_s
+        How long it may take.
+    worker
+        Address of the worker.
+    ends
+        Whether the worker's process is ended for it.
+    """
+
+    def __init__(self, position: int, limit_s: float, worker: str, ends: bool) -> None:
+        super().__init__(position, limit_s, worker, ends)
+        self.position = position
+        self.limit_s = limit_s
+        self.worker = worker
+        self.ends = ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +99,9 @@ class Session(Protocol):
 
     def flush(self) -> None:
         """Send what was submitted, together."""
+
+    def give_up(self, chunk: PackedChunk) -> None:
+        """End a chunk that was submitted: its `done` need not be called any more."""
 
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""

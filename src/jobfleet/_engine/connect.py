@@ -12,7 +12,7 @@ import dask.config
 import distributed
 from distributed.comm.addressing import parse_address, parse_host_port
 
-from ..errors import ClientStateError, ClusterLostError, OptionTypeError, OptionValueError
+from ..errors import ClientStateError, ClusterLostError, OptionValueError
 from ..options import Options
 from .embedded import embedded_client
 from .forks import is_orphan
@@ -30,8 +30,6 @@ def find_client(options: Options) -> distributed.Client:
 
     Raises
     ------
-    OptionTypeError
-        `client` is neither a client nor a cluster.
     OptionValueError
         What is given as the address is none.
     ClusterLostError
@@ -91,12 +89,8 @@ def _checked(address: str) -> str:
 def _given(client: Any) -> distributed.Client:
     if isinstance(client, distributed.Client):
         return _revived(client)
-    if isinstance(client, distributed.deploy.Cluster):
-        return _connection(f"cluster {id(client)} {client.scheduler_address}", client)
-    raise OptionTypeError(
-        "client must be a distributed.Client or a cluster object (LocalCluster, SLURMCluster...), "
-        f"got {client!r} of type {type(client).__name__}"
-    )
+    # A cluster: the option is checked.
+    return _connection(f"cluster {id(client)} {client.scheduler_address}", client)
 
 
 def _current() -> distributed.Client | None:

@@ -24,12 +24,13 @@ from .._ship import NEED_CODE, bootstrap, package_code
 from .._wire import NEED_DATA, Missing
 from ..errors import NoWorkersError
 from ..options import Options
-from .base import Lost, LostKind, Outcome, Session, Slots
+from .base import Lost, LostKind, Outcome, Overran, Session, Slots
 from .callers_slot import CallersSlot, callers_slot
 from .connect import usable_client
 from .courier import LINGERING_NBYTES, courier_of
 from .deaths import deaths_of
 from .embedded import embedded_slots
+from .overruns import overruns
 from .placement import Placement, Placing, forget_lost, placement_of
 from .silence import Copies, interval_s, silent_keys
 
@@ -102,7 +103,11 @@ class DaskEngine:
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
         room = Room(slots.total, callers_slot())
-        return DaskSession(client, keywords, watched, room, placement_of(client), self._cancelled, options.worker_ttl)
+        session = DaskSession(
+            client, keywords, watched, room, placement_of(client), self._cancelled, options.worker_ttl
+        )
+        session.limited = options.task_timeout is not None
+        return session
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -122,15 +127,23 @@ async def _slots(client: distributed.Client, options: Options) -> Slots:
         capacity = {
             address: _capacity(worker, options.resources or {})
             for address, worker in identity["workers"].items()
-            if _eligible(address, worker, options)
+            if _works(worker) and _eligible(address, worker, options)
         }
     else:
-        capacity = await client.scheduler.ncores()
+        capacity = await client.scheduler.ncores_running()
+        if not capacity:
+            identity = await client.scheduler.identity()
+            capacity = {a: worker["nthreads"] for a, worker in identity["workers"].items() if _works(worker)}
     per_host: dict[str, int] = {}
     for address, n in capacity.items():
         host = get_address_host(address)
         per_host[host] = per_host.get(host, 0) + n
     return Slots(sum(per_host.values()), max(per_host.values(), default=0))
+
+
+def _works(worker: dict[str, Any]) -> bool:
+    """Whether a worker takes tasks, or runs one: those that are paused may never take one again."""
+    return worker.get("status") != "paused" or bool(worker["metrics"].get("executing"))
 
 
 def _eligible(address: str, worker: dict[str, Any], options: Options) -> bool:
@@ -161,8 +174,8 @@ async def _wait_for_slots(client: distributed.Client, options: Options) -> Slots
         raise NoWorkersError(
             f"JobfleetBackend has no worker after {timeout_s:g} seconds.\n\n"
             f"The scheduler at {client.scheduler.address} has no worker that may run the tasks"
-            f"{_restrictions(options)}. Make sure that workers are started and can connect to the "
-            "scheduler (its dashboard and the workers' logs tell), or wait longer:\n\n"
+            f"{_restrictions(options)}. Make sure that workers are started, can connect to the scheduler and are not "
+            "paused because their memory is nearly used up (dashboard and workers' logs tell), or wait longer:\n\n"
             f'    parallel_config("dask", wait_for_workers_timeout={max(10, 2 * timeout_s):g})'
         ) from None
     finally:
@@ -212,6 +225,8 @@ class DaskSession:
     _making_room: asyncio.Task[None] | None
     _running: set[asyncio.Task[None]]
     """Held, since the loop does not."""
+    _chunks: dict[int, asyncio.Task[None]]
+    """Who brings a chunk to its outcome, by the chunk's `id`; not those that were given up."""
     _futures: set[distributed.Future]
     _placing: Placing
     """Buffers that could not be stored."""
@@ -221,6 +236,11 @@ class DaskSession:
     """Who waits for the task with a key, and knows of no other that could answer for it."""
     _silent: set[str]
     """Tasks on workers that are silent."""
+    limited: bool
+    """Whether tasks of the call have a time limit."""
+    _sent: dict[str, asyncio.Task[Any]]
+    """Who waits for the task with a key, or for another that runs the same chunk."""
+    _overran: dict[str, Overran]
 
     def __init__(
         self,
@@ -247,6 +267,7 @@ class DaskSession:
         if room.slot is not None:
             room.slot.when_given_up(lambda: self._on_loop(self._run_held_back))
         self._running = set()
+        self._chunks = {}
         self._futures = set()
         self._placing = {}
         self._watcher = None
@@ -255,6 +276,9 @@ class DaskSession:
         self._next_look_s = 0.0
         self._waiting = {}
         self._silent = set()
+        self.limited = False
+        self._sent = {}
+        self._overran = {}
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk, after the next `flush`; returns at once."""
@@ -268,6 +292,10 @@ class DaskSession:
         if self._outbox:
             self._on_loop(self._run_all, self._outbox)
             self._outbox = []
+
+    def give_up(self, chunk: PackedChunk) -> None:
+        """End a chunk that was submitted."""
+        self._on_loop(self._give_up, chunk)
 
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""
@@ -305,7 +333,9 @@ class DaskSession:
     def _run_held_back(self) -> None:
         """Run as many chunks as there is room for."""
         while self._held_back and self._room.has_room(len(self._running)):
-            running = asyncio.ensure_future(self._run(*self._held_back.popleft()))
+            submission = self._held_back.popleft()
+            running = asyncio.ensure_future(self._run(*submission))
+            self._chunks[id(submission[0])] = running
             self._running.add(running)
             running.add_done_callback(self._ended)
         slot = self._room.slot
@@ -330,13 +360,21 @@ class DaskSession:
             try:
                 outcome = await self._reply(chunk, label)
             except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
+                if id(chunk) not in self._chunks:
+                    return  # it was given up
                 lost = await self._lost(error, chunk)
                 if lost.kind is LostKind.SCHEDULER and await self._reconnected():
                     self._forget_lost(chunk)
                 else:
                     outcome = lost
-        if not self._closed:
+        if self._chunks.pop(id(chunk), None) is not None and not self._closed:
             done(outcome)
+
+    def _give_up(self, chunk: PackedChunk) -> None:
+        running = self._chunks.pop(id(chunk), None)
+        if running is not None:
+            running.cancel()
+        self._held_back = deque(submission for submission in self._held_back if submission[0] is not chunk)
 
     async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
         await self._deaths.watched()
@@ -375,6 +413,8 @@ class DaskSession:
         if self._closed:
             # It was closed while buffers were placed: nothing would cancel this future any more.
             raise asyncio.CancelledError
+        waiting = asyncio.current_task()
+        assert waiting is not None
         courier = courier_of(self._client)
         sent: list[distributed.Future] = []
 
@@ -382,6 +422,7 @@ class DaskSession:
             keywords = self._keywords if code is None else {**self._keywords, "code": code}
             future = await courier.submit(bootstrap(), key, (package_code()[0], *values), keywords)
             sent.append(future)
+            self._sent[key] = waiting
             self._futures.add(future)
             await self._cancel_if_closed()
             return future
@@ -393,8 +434,6 @@ class DaskSession:
             copy = f"{key.rpartition('-')[0]}-{uuid4().hex}"
             return copy, result_of_copy(copy)
 
-        waiting = asyncio.current_task()
-        assert waiting is not None
         may_linger = False
         try:
             first = await send(key, code)
@@ -409,9 +448,17 @@ class DaskSession:
             else:
                 may_linger = _nbytes(reply) <= LINGERING_NBYTES
             return reply
+        except asyncio.CancelledError:
+            overran = [self._overran[future.key] for future in sent if future.key in self._overran]
+            if not overran:
+                raise
+            waiting.uncancel()
+            raise overran[0] from None
         finally:
             self._waiting.pop(key, None)
             for future in sent:
+                self._sent.pop(future.key, None)
+                self._overran.pop(future.key, None)
                 self._futures.discard(future)
                 courier.let_go(future, may_linger)
 
@@ -437,6 +484,8 @@ class DaskSession:
         return bool(self._client.status == "running") and not self._closed
 
     async def _lost(self, error: BaseException, chunk: PackedChunk) -> Lost:
+        if isinstance(error, Overran):
+            return Lost(LostKind.OVERRUN, error, error.position)
         kind = self._kind(error, chunk)
         if not isinstance(error, distributed.scheduler.KilledWorker):
             return Lost(kind, error)
@@ -475,6 +524,8 @@ class DaskSession:
             try:
                 slots = await self._slots()
                 await self._look_for_silence()
+                if self.limited and self._sent:
+                    self._give_up_overdue(await overruns(self._client, self._sent))
             except Exception:  # the chunks in flight report a lost scheduler; whatever it is, the watch goes on
                 logger.debug("the scheduler does not answer", exc_info=True)
                 continue
@@ -493,6 +544,13 @@ class DaskSession:
             waiting = self._waiting.pop(key, None)
             if waiting is not None:
                 logger.warning("%s runs again: its worker has been silent for %g s", key, self._worker_ttl)
+                waiting.cancel()
+
+    def _give_up_overdue(self, overdue: dict[str, Overran]) -> None:
+        for key, overran in overdue.items():
+            waiting = self._sent.pop(key, None)
+            if waiting is not None:
+                self._overran[key] = overran
                 waiting.cancel()
 
     async def _close(self) -> None:

@@ -112,6 +112,9 @@ async def serve(specification: dict[str, Any]) -> None:
     class Worker(distributed.Worker):
         """A worker without an HTTP server, which would listen unencrypted."""
 
+        #: The client starts another process when this one ends.
+        is_replaced = True
+
         def start_http_server(self, *args: object, **kwargs: object) -> None:
             pass
 

@@ -52,6 +52,11 @@ class HelpingSession:
             self._cluster.watch_slots(self._changed)
             self._changed = None
 
+    def give_up(self, chunk: PackedChunk) -> None:
+        """End a chunk that was submitted."""
+        self._here.give_up(chunk)
+        self._cluster.give_up(chunk)
+
     def flush(self) -> None:
         """Send what was submitted to the cluster."""
         self._cluster.flush()

@@ -63,6 +63,7 @@ class _Leaving(distributed.WorkerPlugin):
         self._lock = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
         self._regions: dict[str, Interruptible] = {}
+        self._left: set[str] = set()
 
     def setup(self, worker: distributed.Worker) -> None:
         """See to the chunks that were there before the state machine was watched."""
@@ -83,6 +84,7 @@ class _Leaving(distributed.WorkerPlugin):
     def exit(self, key: str) -> None:
         with self._lock:
             del self._regions[key]
+            self._left.discard(key)
             has_left = self._threads.pop(key, None) is None
         if has_left:
             # Its place in the pool is taken: the thread must not take another task.
@@ -100,8 +102,9 @@ class _Leaving(distributed.WorkerPlugin):
             return
         with self._lock:
             region = self._regions.get(key)
-        if region is None or region.requested:
-            return
+            if region is None or key in self._left:
+                return
+            self._left.add(key)
         insist(region, worker.loop.call_later, lambda: self._report(key))
         with self._lock:
             thread = self._threads.get(key)

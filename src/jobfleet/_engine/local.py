@@ -17,7 +17,7 @@ from .._worker.interrupt import Interruptible, insist
 from .._worker.run import run_chunk
 from ..options import Options
 from .base import Lost, LostKind, Outcome, Slots
-from .place import NestedBackend, TaskPlace
+from .place import NestedBackend, TaskPlace, call_later
 
 
 def run_here(chunk: PackedChunk, place: TaskPlace) -> Outcome:
@@ -96,7 +96,8 @@ class LocalSession:
         self.help_s = 0.0
         self._closed = False
         self._make_place = make_place
-        self._regions: set[Interruptible] = set()
+        self._regions: dict[int, Interruptible] = {}
+        """By the `id` of the chunk."""
         self._n_threads = n_threads
         self._threads: list[threading.Thread] = []
         # What tasks print goes where the caller's output would.
@@ -125,15 +126,21 @@ class LocalSession:
         while not self._closed and (job := self._jobs.get()) is not None:
             chunk, done = job
             region = Interruptible()
-            self._regions.add(region)
+            self._regions[id(chunk)] = region
             outcome = run_here(chunk, self._make_place(lambda: self._closed, region))
-            self._regions.discard(region)
+            del self._regions[id(chunk)]
             done(outcome)
 
     def settle(self) -> None:
         """Say that all results are there: a thread that was lent goes back."""
         if not self._n_threads:
             self._jobs.put(None)
+
+    def give_up(self, chunk: PackedChunk) -> None:
+        """Interrupt the chunk if it runs."""
+        region = self._regions.get(id(chunk))
+        if region is not None:
+            insist(region, call_later, lambda: None)
 
     def drop(self, digest: bytes) -> None:
         """Do nothing: buffers stay where they are."""
@@ -148,13 +155,7 @@ class LocalSession:
     def close(self) -> None:
         """End the use."""
         self._closed = True
-        for region in list(self._regions):
-            insist(region, _call_later, lambda: None)
+        for region in list(self._regions.values()):
+            insist(region, call_later, lambda: None)
         for _ in range(max(1, len(self._threads))):
             self._jobs.put(None)
-
-
-def _call_later(delay_s: float, function: Callable[[], object]) -> None:
-    timer = threading.Timer(delay_s, function)
-    timer.daemon = True
-    timer.start()

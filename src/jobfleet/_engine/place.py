@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -12,7 +14,10 @@ from .._compat import backend_for_tasks
 from .._sink import active_sink
 from .._wire import CallSpec, process_token
 from .._worker.interrupt import Interruptible
+from .._worker.limit import TimeLimit, watch
 from .base import Engine
+
+logger = logging.getLogger(__name__)
 
 
 class NestedBackend(Protocol):
@@ -58,6 +63,10 @@ class TaskPlace:
     def report_start(self, position: int) -> None:
         """Do nothing: where a death of this process would be the client's own, nobody asks."""
 
+    def limit(self, limit: TimeLimit) -> None:
+        """Interrupt a task that takes longer than it may; this process is not ended for it."""
+        watch(limit, self._region, call_later, lambda: _still_runs(limit))
+
     def run(self, function: Callable[[], None]) -> bool:
         """Call what runs the chunk's tasks; gives whether it was not interrupted."""
         self._region.run(function)
@@ -88,3 +97,18 @@ class TaskPlace:
             return None
         n_cpus: int = joblib.cpu_count()
         return max(1, n_cpus // max(1, spec.host_slots))
+
+
+def call_later(delay_s: float, function: Callable[[], object]) -> None:
+    """Call a function after some seconds, on a thread of its own."""
+    timer = threading.Timer(delay_s, function)
+    timer.daemon = True
+    timer.start()
+
+
+def _still_runs(limit: TimeLimit) -> None:
+    logger.warning(
+        "a task has run longer than %g s and cannot be interrupted: it is in a call of native code, or catches every "
+        "exception. This process is not ended for it; it is waited for.",
+        limit.seconds,
+    )

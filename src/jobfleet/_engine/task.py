@@ -11,12 +11,14 @@ import distributed
 from distributed.utils import sync, thread_state
 
 from .._worker.interrupt import Interruptible
+from .._worker.limit import TimeLimit, watch
 from .base import Engine, Session
 from .dask import DaskEngine, clients_in_use
 from .deaths import STARTS
 from .helping import HelpingSession
 from .leaving import given_up, slot_given_back
 from .local import LocalEngine, LocalSession
+from .overruns import Overdue
 from .place import NestedBackend, TaskPlace
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,14 @@ _STAYS_BUSY_S = 1.0
 
 class DaskPlace(TaskPlace):
     """Give a chunk its surroundings in a Dask task."""
+
+    def limit(self, limit: TimeLimit) -> None:
+        """Interrupt a task that takes longer than it may, then have its process replaced."""
+        worker = distributed.get_worker()
+        overdue = Overdue(worker, thread_state.key, limit)
+        worker.loop.add_callback(
+            watch, limit, self._region, worker.loop.call_later, lambda: worker.loop.add_callback(overdue.end)
+        )
 
     def report_start(self, position: int) -> None:
         """Tell the scheduler that a task of the chunk starts; returns when it knows."""

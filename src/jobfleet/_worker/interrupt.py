@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -79,12 +81,10 @@ class Interruptible:
                 result = function()
         except Interrupted:
             pass
-        while True:
-            try:
-                self._hold()
-                break
-            except Interrupted:  # it came on the way out
-                continue
+        try:
+            self._hold()
+        except Interrupted:  # it came on the way out; while this one is handled no other is raised
+            self._hold()
         self._running = False
         _active.region = self._outer
         return result
@@ -95,7 +95,9 @@ class Interruptible:
         try:
             self._hold()
         except Interrupted:
-            self._let_go()
+            # Maybe on the way there: then it is the other thread's, or nobody's.
+            if self._holder.get("by") == "own":
+                self._let_go()
             raise
         try:
             yield
@@ -107,8 +109,8 @@ class Interruptible:
     def interrupt(self) -> bool:
         """Raise `Interrupted` in the thread if it is in `run`; gives whether it is.
 
-        To be called again after some time as long as it gives True: it does nothing while the thread imports
-        a module, which could not be imported again, and the task may catch everything.
+        To be called again after some time as long as it gives True: it does nothing while the thread is where an
+        interruption would do harm, see `_spares`, and the task may catch everything.
         """
         first, self.requested = not self.requested, True
         if first:
@@ -119,12 +121,18 @@ class Interruptible:
             inner.interrupt()
         elif self._holder.setdefault("by", "other") == "other":
             try:
-                if not _imports(self._thread_id) and not (self._raised and _on_its_way_out(self._thread_id)):
+                if not self._is_spared():
                     self._raised = True
                     _raise_in(self._thread_id)
+                    # The thread may have run on between the look and the deed.
+                    if self._is_spared():
+                        _take_back(self._thread_id)
             finally:
                 del self._holder["by"]
         return self._running
+
+    def _is_spared(self) -> bool:
+        return _spares(self._thread_id) or (self._raised and _on_its_way_out(self._thread_id))
 
     def _hold(self) -> None:
         """Be safe from now on."""
@@ -159,6 +167,17 @@ def uninterrupted() -> Iterator[None]:
         yield
 
 
+#: Imports, and callbacks of weak references.
+_SPARED_FILES = frozenset(
+    {
+        "<frozen importlib._bootstrap>",
+        weakref.finalize.__call__.__code__.co_filename,
+        weakref.WeakSet.add.__code__.co_filename,
+    }
+)
+
+_THIS_FILE = current.__code__.co_filename
+
 _set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)
 _set_exception.restype = ctypes.c_int
@@ -172,11 +191,21 @@ def _take_back(thread_id: int) -> None:
     _set_exception(thread_id, ctypes.py_object())
 
 
-def _imports(thread_id: int) -> bool:
-    """Whether the thread imports a module: many extension modules cannot be loaded a second time."""
+def _spares(thread_id: int) -> bool:
+    """Whether the thread is where an interruption would do harm, or not get through.
+
+    It imports a module: many extension modules cannot be loaded a second time. It is in a finalizer or a callback of
+    the garbage collector: Python swallows what these raise, prints it, and their work is left undone. Or in code of
+    this file, which has its own way of ending.
+    """
     frame = sys._current_frames().get(thread_id)
+    if frame is not None and frame.f_code.co_filename == _THIS_FILE:
+        return True
+    callbacks = [getattr(callback, "func", callback) for callback in (*gc.callbacks, sys.unraisablehook)]
+    swallowing = {callback.__code__ for callback in callbacks if hasattr(callback, "__code__")}
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        code = frame.f_code
+        if code.co_filename in _SPARED_FILES or code.co_name == "__del__" or code in swallowing:
             return True
         frame = frame.f_back
     return False
@@ -206,6 +235,7 @@ def insist(
     call_later: Callable[[float, Callable[[], object]], object],
     report: Callable[[], None],
     now: Callable[[], float] = time.monotonic,
+    report_after_s: float = REPORT_AFTER_S,
 ) -> None:
     """Interrupt until it is over.
 
@@ -216,7 +246,7 @@ def insist(
     call_later
         Calls a function after some seconds, on the thread that calls this.
     report
-        Called once if it is not over after `REPORT_AFTER_S`.
+        Called once if it is not over after `report_after_s`.
     """
     began_s = now()
     reported = False
@@ -225,7 +255,7 @@ def insist(
         nonlocal reported
         if not region.interrupt():
             return
-        late = now() - began_s >= REPORT_AFTER_S
+        late = now() - began_s >= report_after_s
         if late and not reported:
             reported = True
             report()

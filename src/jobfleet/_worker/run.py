@@ -22,6 +22,7 @@ from .._pickling import atomic, dump
 from .._store import Attached
 from .._wire import CallSpec, Reply, Request, TaskFailure
 from .capture import Capture
+from .limit import Overrun, TimeLimit
 from .threads import limited
 
 #: How often a chunk of short tasks looks whether it is to end.
@@ -51,6 +52,9 @@ class Place(Protocol):
 
     def run(self, function: Callable[[], None]) -> bool:
         """Call what runs the chunk's tasks; gives whether it was not interrupted."""
+
+    def limit(self, limit: TimeLimit) -> None:
+        """Interrupt a task that takes longer than it may."""
 
     def report_start(self, position: int) -> None:
         """Tell the scheduler that a task of the chunk starts; returns when it knows."""
@@ -103,13 +107,17 @@ def run_chunk(
         A `Reply` as bytes, then the buffers of its results.
     """
     spec = _spec(request.spec)
-    results = _Results(export)
+    limit = None if spec.task_timeout is None else TimeLimit(spec.task_timeout)
+    results = _Results(export, None if limit is None else limit.keep)
     failure = None
     capture = Capture(spec.filters, cloudpickle.dumps) if place.captures(spec) else None
     # Modules are imported here, whose warnings are none of the task's.
     calls: Iterable[tuple[Any, tuple[Any, ...], dict[str, Any]]] = _Calls(request, values)
     if request.report_every:
         calls = _reported(calls, request.report_every, place)
+    if limit is not None:
+        calls = limit.each(calls)
+        place.limit(limit)
     started = time.perf_counter()
     with (
         capture or nullcontext(),
@@ -125,6 +133,8 @@ def run_chunk(
                 stops = _Stops(place.cancelled, request.budget_s)
                 for function, args, kwargs in calls:
                     if stops():
+                        if limit is not None:
+                            limit.keep()  # the one that was next is not at fault
                         break
                     renew()
                     try:
@@ -139,8 +149,15 @@ def run_chunk(
                     del result
             except _Failed as error:
                 failure = error.failure
+            except Overrun:
+                pass  # `limit` knows it
 
-        if not place.run(run_tasks):
+        completed = place.run(run_tasks)
+        if limit is not None:
+            limit.end()
+        if limit is not None and limit.overrun is not None:
+            failure = _overran(limit, failure)
+        elif not completed:
             failure = None  # nobody waits for it: what it says is of no use
         if capture is not None and (events := capture.take()):
             results.add_events(events)
@@ -194,6 +211,12 @@ def _raised(error: BaseException) -> _Failed:
         error.add_note(_READ_ONLY)
     # SystemExit must end neither the worker nor, raised there again, the client.
     return _Failed(_failure(wire.EXITED if isinstance(error, (SystemExit, GeneratorExit)) else wire.RAISED, error))
+
+
+def _overran(limit: TimeLimit, failure: TaskFailure | None) -> TaskFailure:
+    """Give the failure of a task that took too long; what it raised then tells where it was."""
+    where = "" if failure is None else failure.traceback
+    return TaskFailure(wire.OVERRAN, None, "TaskTimeoutError", f"{limit.seconds:g}", where, "")
 
 
 def _failure(kind: int, error: BaseException, part: str = "") -> TaskFailure:
@@ -313,8 +336,9 @@ class _Unpickler(pickle.Unpickler):
 class _Results:
     """Collect results as bytes as soon as they are there: the task may go on changing them."""
 
-    def __init__(self, export: Callable[[memoryview], Any]) -> None:
+    def __init__(self, export: Callable[[memoryview], Any], keep: Callable[[], None] | None) -> None:
         self._export = export
+        self._keep = keep
         self._groups: list[tuple[Any, ...]] = []
         self._atoms: list[Any] = []
         self._buffers: list[Any] = []
@@ -323,14 +347,18 @@ class _Results:
 
     def add(self, result: Any) -> None:
         if type(result) in _NUMBERS or atomic((result,)):
+            if self._keep is not None:
+                self._keep()
             self._atoms.append(result)
         else:
-            self._close_atoms()
             try:
                 data, views, _ = dump(result)
                 copies = list(map(self._export, views))
             except Exception as error:  # user code ran: the result does not pickle
                 raise _Failed(_failure(wire.UNSENDABLE, error, f"result, a {type(result).__name__},")) from None
+            if self._keep is not None:
+                self._keep()
+            self._close_atoms()
             self._groups.append((wire.ONE, data, len(copies)))
             self._buffers.extend(copies)
         self._count += 1
