@@ -24,6 +24,13 @@ class Reference(Protocol):
     persistent_id: str
 
 
+class Memo(Protocol):
+    """What a pickle remembers."""
+
+    def copy(self) -> dict[int, tuple[int, Any]]:
+        """Give the objects by `id`, each with its number."""
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is np.memmap:
@@ -76,22 +83,41 @@ def dump(
     used
         Those of `references` that were met.
     """
-    file = io.BytesIO()
-    views: list[memoryview] = []
+    data, views, used, _ = dump_with_memo(value, references, min_nbytes)
+    return data, views, used
 
-    def stays_in_pickle(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes < min_nbytes:
-            return True
-        views.append(view)
-        return False
 
+def dump_with_memo(
+    value: Any, references: Mapping[int, Reference] | None = None, min_nbytes: float = MIN_SHARED_NBYTES
+) -> tuple[bytes, list[memoryview], list[Any], Memo]:
+    """Pickle `value` as `dump` does, and give what the pickle remembers of objects: all that have an identity.
+
+    It keeps them alive, also those that only existed for the pickle.
+    """
+    file, views = io.BytesIO(), _Views(min_nbytes)
     if not references:
-        _Pickler(file, protocol=5, buffer_callback=stays_in_pickle).dump(value)
-        return file.getvalue(), views, []
-    pickler = _ReferencePickler(file, references, protocol=5, buffer_callback=stays_in_pickle)
+        pickler = _Pickler(file, protocol=5, buffer_callback=views.take)
+        pickler.dump(value)
+        return file.getvalue(), views.views, [], pickler.memo
+    pickler = _ReferencePickler(file, references, protocol=5, buffer_callback=views.take)
     pickler.dump(value)
-    return file.getvalue(), views, list(pickler.used.values())
+    return file.getvalue(), views.views, list(pickler.used.values()), pickler.memo
+
+
+class _Views:
+    """Take large buffers out of a pickle."""
+
+    def __init__(self, min_nbytes: float) -> None:
+        self._min_nbytes = min_nbytes
+        self.views: list[memoryview] = []
+
+    def take(self, buffer: pickle.PickleBuffer) -> bool:
+        """Give whether a buffer stays in the pickle."""
+        view = buffer.raw()
+        if view.nbytes < self._min_nbytes:
+            return True
+        self.views.append(view)
+        return False
 
 
 def atomic(values: Iterable[Any]) -> bool:

@@ -139,21 +139,32 @@ class BlobTable:
         self._keeper = InProcess() if keeper is None else keeper
         self._unchanged = Unchanged(content_digest)
 
-    def acquire(self, view: memoryview, n_tasks: int = 1) -> Blob:
+    def acquire(self, view: memoryview, n_tasks: int = 1, digest: bytes | None = None) -> Blob:
         """Give the blob with the content of `view`, copying that if it is new, for one or more tasks.
 
-        These release it together.
+        These release it together. `digest` is that of the content, if it is known.
         """
-        attached = attached_at(view)
-        digest = self._unchanged.digest(view) if attached is None else bytes.fromhex(attached.name)
+        if digest is None:
+            attached = attached_at(view)
+            digest = self._unchanged.digest(view) if attached is None else bytes.fromhex(attached.name)
         blob = self._known(digest, n_tasks)
         if blob is None:
             large = view.nbytes >= MIN_STORED_NBYTES
             kept = self._keeper.keep(view, digest) if large else Kept(digest, bytes(view), False)
             blob = self._add(kept, n_tasks)
+        self._store_if_wanted(blob)
+        return blob
+
+    def acquire_again(self, blob: Blob, n_tasks: int) -> None:
+        """Acquire a blob for further tasks while another holds it."""
+        with self._lock:
+            blob.users += 1
+            blob.sightings += n_tasks
+        self._store_if_wanted(blob)
+
+    def _store_if_wanted(self, blob: Blob) -> None:
         if blob.sightings > 1 and not blob.stored and len(blob.data) < MIN_STORED_NBYTES:
             self._store(blob)
-        return blob
 
     def _known(self, digest: bytes, n_tasks: int) -> Blob | None:
         with self._lock:
