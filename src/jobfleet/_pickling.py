@@ -13,6 +13,9 @@ import numpy as np
 #: Smaller buffers stay inside the pickle: a reference would cost more than the bytes.
 MIN_SHARED_NBYTES = 8192
 
+#: A slice of a memmap is sent with the gaps in it if the whole takes no more than so many times its size.
+_MAX_SPAN = 4
+
 #: Types whose values cannot change, so that tasks may share them.
 ATOMS: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
@@ -34,13 +37,30 @@ class Memo(Protocol):
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is np.memmap:
-            # Its file may not exist at the other end: send the array it shows.
-            return np.asarray(obj).__reduce_ex__(5)
+            # Its file may not exist at the other end: an array of what it shows is sent, or opened there as an array.
+            return _reduced(np.asarray(obj))
         if isinstance(obj, BaseException):
             # Dask has tblib pickle exceptions in a way that skips their __init__, and some lose
             # their text by it; the traceback travels as text.
             return obj.__reduce_ex__(5)
         return super().reducer_override(obj)
+
+
+def _reduced(array: np.ndarray[Any, Any]) -> Any:
+    """Reduce an array that shows a file.
+
+    A slice with gaps, unless they are wide, goes as the bytes from its first to its last: these are in the file.
+    """
+    if not array.size or array.flags.c_contiguous or array.flags.f_contiguous or array.dtype.hasobject:
+        return array.__reduce_ex__(5)
+    forward = array[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides)]
+    nbytes = sum((n - 1) * stride for n, stride in zip(forward.shape, forward.strides, strict=True)) + array.itemsize
+    if nbytes > _MAX_SPAN * array.nbytes:
+        return array.__reduce_ex__(5)
+    first_item = forward[(slice(0, 1),) * forward.ndim].reshape(1).view(np.uint8)
+    span = np.lib.stride_tricks.as_strided(first_item, (nbytes,), (1,), writeable=array.flags.writeable)
+    start = array.__array_interface__["data"][0] - span.__array_interface__["data"][0]
+    return np.ndarray, (array.shape, array.dtype, span, start, array.strides)
 
 
 class _ReferencePickler(_Pickler):

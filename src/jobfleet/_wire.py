@@ -126,8 +126,9 @@ class Placed(_Message):
     """Bound on what is kept on a host, as a share of its shared memory."""
     result: str
     """What the names of files begin with that a worker of the client's host leaves results in."""
-    buffers: tuple[tuple[str, int, tuple[str, ...]] | None, ...]
-    """Name, size, and addresses of workers that have it; None: it travels with the chunk."""
+    buffers: tuple[tuple[str, int, tuple[str, ...], tuple[Any, ...] | None] | None, ...]
+    """Name, size, addresses of workers that have it, and the file of the user's that it shows, if it does, as the
+    fields of a `FileRegion`; None: it travels with the chunk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class EncodedFunction:
 
 
 class EncodedTask:
-    """Hold one call: a pickle; beside it its large buffers, and the objects it refers to that have pickles of their own."""
+    """Hold one call: a pickle; beside it large buffers, and objects that have pickles of their own."""
 
     __slots__ = ("buffers", "data", "function", "scattered")
 

@@ -63,7 +63,7 @@ class _Packer:
     def _is_placed(self, blob: Blob) -> bool:
         """Decide whether a buffer is stored on workers: it is large, or several tasks want it."""
         pinned = blob.pinned and len(blob.data) >= MIN_SHARED_NBYTES
-        return self._is_large(blob) or blob.stored or pinned or blob.sightings > 1
+        return self._is_large(blob) or blob.is_on_hosts or pinned or blob.sightings > 1
 
 
 def pack(

@@ -178,7 +178,7 @@ class BufferService(distributed.WorkerPlugin):
         if lacking:
             self._pull_all(placed, [placed.buffers[i] for i in lacking])
             for i in lacking:
-                name, nbytes, _ = placed.buffers[i] or ("", 0, ())
+                name, nbytes, *_ = placed.buffers[i] or ("", 0)
                 values[i] = self._attached.attach(placed.token, name, nbytes, directories)
         if any(directory.is_home() for directory in self._directories.home(placed)):
             at_home = True
@@ -218,12 +218,12 @@ class BufferService(distributed.WorkerPlugin):
                 return directory.identity()
         return ""
 
-    def _pull_all(self, placed: Placed, references: Sequence[tuple[str, int, tuple[str, ...]] | None]) -> None:
+    def _pull_all(self, placed: Placed, references: Sequence[tuple[Any, ...] | None]) -> None:
         """Get from other workers what they have; what fails is missing still, and the client is told."""
         for reference in references:
             if reference is None or not reference[2]:
                 continue
-            pulling = self._pull(placed, *reference)
+            pulling = self._pull(placed, *reference[:3])
             future = asyncio.run_coroutine_threadsafe(pulling, self._loop.asyncio_loop)
             while not future.done():
                 concurrent.futures.wait([future], _CLOSED_S)

@@ -290,7 +290,7 @@ class DaskSession:
         if chunk.nbytes > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
         with_code = self._client not in _equipped
-        plain = {blob.digest for blob in chunk.placed if not blob.stored}
+        plain = {blob.digest for blob in chunk.placed if not blob.is_on_hosts}
         for _ in range(_MAX_SENDINGS):
             travelling = await asyncio.gather(
                 *(

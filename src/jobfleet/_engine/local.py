@@ -24,6 +24,8 @@ def run_here(chunk: PackedChunk, place: TaskPlace) -> Outcome:
     """Run a chunk in this thread."""
     values = [*(np.frombuffer(blob.data, dtype=np.uint8) for blob in chunk.placed), *chunk.inline]
     try:
+        for file in [blob.file for blob in chunk.placed if blob.file is not None]:
+            file.require_current()
         return run_chunk(Request.from_bytes(chunk.request), values, place)
     except Exception as error:  # a fault of ours: the policy decides
         return Lost(LostKind.ENGINE, error)

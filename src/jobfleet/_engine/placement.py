@@ -14,8 +14,9 @@ import numpy as np
 from distributed.comm.core import CommClosedError
 
 from .. import _bootstrap
-from .._data.buffers import MIN_STORED_NBYTES, Blob
+from .._data.buffers import MIN_STORED_NBYTES, Blob, Kept, content_digest
 from .._ship import by_value, package_code
+from .._store import FileRegion
 from .._wire import Missing, StoredResult
 from .buffer_service import LEASE_PREFIX, PIECE_NBYTES, operation
 from .client_store import ClientStore
@@ -43,8 +44,8 @@ _WATCH_S = 0.5
 #: Buffers on the cluster as Dask's own data, or on their way to it, by content.
 Placing = dict[bytes, "asyncio.Task[distributed.Future]"]
 
-#: Name and size of a buffer, and addresses of workers that have it.
-Reference = tuple[str, int, tuple[str, ...]]
+#: As in `Placed`.
+Reference = tuple[str, int, tuple[str, ...], tuple[Any, ...] | None]
 
 _lock = threading.Lock()
 _placements: weakref.WeakKeyDictionary[distributed.Client, Placement] = weakref.WeakKeyDictionary()
@@ -108,10 +109,12 @@ class Placement:
 
     def references(self, blobs: Sequence[Blob], plain: Collection[bytes]) -> list[Reference | None]:
         """Tell where the buffers of a chunk are; None for those of `plain`, which are sent along."""
-        return [None if blob.digest in plain else self._reference(blob.digest.hex(), len(blob.data)) for blob in blobs]
+        return [None if blob.digest in plain else self._reference(blob) for blob in blobs]
 
-    def _reference(self, name: str, nbytes: int) -> Reference:
-        return name, nbytes, tuple(self._holders.get(name, {}).values())[-_MAX_SOURCES:]
+    def _reference(self, blob: Blob) -> Reference:
+        name = (blob.copy or blob).digest.hex()
+        holders = tuple(self._holders.get(name, {}).values())[-_MAX_SOURCES:]
+        return name, len(blob.data), holders, None if blob.file is None else blob.file.as_tuple()
 
     async def supply(
         self, missing: Missing, blobs: Sequence[Blob], references: Sequence[Reference | None]
@@ -131,18 +134,50 @@ class Placement:
         -------
         set
             Those that must travel with the chunk instead.
+
+        Raises
+        ------
+        RuntimeError
+            What one shows, a file of the user's, is not what it was.
         """
         plain: set[bytes] = set()
         for blob, reference in zip(blobs, references, strict=True):
             if reference is None or reference[0] not in missing.names:
                 continue
             try:
-                if not await self._supply(blob, missing, reference[2]):
+                if blob.file is not None and reference[0] == blob.digest.hex():
+                    # That worker does not see the file; the next try names the copy.
+                    is_there = await self._copied(blob, blob.file)
+                else:
+                    is_there = await self._supply(blob.copy or blob, missing, reference[2])
+                if not is_there:
                     plain.add(blob.digest)
             except (OSError, TimeoutError, CommClosedError, ValueError) as error:
                 # The worker is gone, or the scheduler, or the disk is full: the next try tells.
                 logger.info("buffer %s was not brought to %s: %r", reference[0], missing.worker, error)
         return plain
+
+    async def _copied(self, blob: Blob, file: FileRegion) -> bool:
+        """Take what a file holds into the store, for workers that do not see it; False: there is no room."""
+        async with self._locks.setdefault(blob.digest.hex(), asyncio.Lock()):
+            if blob.copy is not None:
+                return True
+            kept = await asyncio.to_thread(self._keep, memoryview(blob.data))
+            try:
+                file.require_current()
+            except RuntimeError:
+                self.store.drop(kept.digest, False)
+                raise
+            if not kept.stored:
+                return False
+            if not blob.users:  # the call has ended meanwhile
+                self.store.drop(kept.digest, True)
+                return True
+            blob.copy = Blob(kept)
+            return True
+
+    def _keep(self, view: memoryview) -> Kept:
+        return self.store.keep(view, content_digest(view))
 
     async def _supply(self, blob: Blob, missing: Missing, told: tuple[str, ...]) -> bool:
         name = blob.digest.hex()
