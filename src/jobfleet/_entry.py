@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ._backend import nested_backend
 from ._engine.buffer_service import current_service
-from ._engine.task import dask_place
+from ._engine.task import current_key, dask_place
+from ._store import MIN_MAPPED_NBYTES
 from ._wire import Missing, Placed, Request
 from ._worker.run import copied, run_chunk
 
@@ -28,13 +29,18 @@ def run(request: Any, values: Sequence[Any]) -> Any:
         A `Reply` as bytes, then the buffers of its results; or a `Missing`.
     """
     placed, *travelling = values
-    export: Callable[[memoryview], Any] = copied
-    if placed is not None:
-        service, where = current_service(), Placed.from_bytes(placed)
-        attached = service.attach(where, travelling)
+    where = None if placed is None else Placed.from_bytes(placed)
+    if where is not None:
+        attached = current_service().attach(where, travelling)
         if isinstance(attached, Missing):
             return attached.as_tuple()
-        travelling, export = attached, service.exporter(where)
+        travelling = attached
+    key = current_key()
+
+    def export(view: memoryview) -> Any:
+        # The service is started for those that need it.
+        return copied(view) if view.nbytes < MIN_MAPPED_NBYTES else current_service().export(view, where, key)
+
     with dask_place(nested_backend) as place:
         return run_chunk(Request.from_bytes(request), travelling, place, export)
 

@@ -133,10 +133,13 @@ class Placed(_Message):
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """Stand for a buffer of a result that lies in the client's own directory."""
+    """Stand for a buffer of a result that is left for the client to take."""
 
     name: str
     nbytes: int
+    worker: str = ""
+    """Address of the worker that holds it, as long as Dask holds the chunk's reply; empty: it is a file in the client's
+    own directory."""
 
     def as_tuple(self) -> tuple[Any, ...]:
         """Give the plain tuple that travels."""

@@ -332,8 +332,11 @@ class DaskSession:
             await self._cancel_if_closed()
             return future
 
+        async def result_of(key: str, future: distributed.Future) -> Any:
+            return await self._placement.fetched(await future._result(), key)
+
         async def result_of_copy(copy: str) -> Any:
-            return await (await send(copy, package_code()[1]))._result()
+            return await result_of(copy, await send(copy, package_code()[1]))
 
         def send_copy() -> tuple[str, Awaitable[Any]]:
             copy = f"{key.rpartition('-')[0]}-{uuid4().hex}"
@@ -351,9 +354,10 @@ class DaskSession:
                 if key not in self._silent:
                     raise
                 waiting.uncancel()
-                reply = await Copies(send_copy, self._silent.__contains__).first(key, first._result())
+                reply = await Copies(send_copy, self._silent.__contains__).first(key, result_of(key, first))
             else:
                 may_linger = _nbytes(reply) <= LINGERING_NBYTES
+                reply = await self._placement.fetched(reply, key)
             return reply
         finally:
             self._waiting.pop(key, None)

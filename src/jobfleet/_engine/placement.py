@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
+from distributed.comm.addressing import get_address_host
 from distributed.comm.core import CommClosedError
 
 from .. import _bootstrap
@@ -31,6 +32,9 @@ _REACH_S = 5.0
 
 #: How long a piece may take.
 _PIECE_S = 60.0
+
+#: Pieces of results that pass through the scheduler, which holds several copies of each.
+_RELAYED_NBYTES = 2**22
 
 #: How often a buffer is brought to one host for a chunk, before it travels with the chunk.
 _MAX_SUPPLIES = 3
@@ -84,6 +88,8 @@ class Placement:
     """How often each buffer was brought to each host."""
     _reached: dict[str, bool]
     """Whether this client reaches a worker without the scheduler."""
+    _silent_hosts: set[str]
+    """Where a worker did not even refuse to answer."""
     _dropping: set[asyncio.Task[None]]
 
     def __init__(self, client: distributed.Client) -> None:
@@ -95,6 +101,7 @@ class Placement:
         self._locks = weakref.WeakValueDictionary()
         self._supplies = {}
         self._reached = {}
+        self._silent_hosts = set()
         self._dropping = set()
 
     async def watch_client(self) -> None:
@@ -220,20 +227,33 @@ class Placement:
 
     async def _call(self, worker: str, op: str, **message: Any) -> Any:
         """Ask a worker's buffer service, directly or else through the scheduler."""
+        is_reached = await self._reaches(worker)
         client = self._client()
         if client is None:
             raise CommClosedError("the client is gone")
-        if worker not in self._reached:
+        if is_reached:
+            return await asyncio.wait_for(getattr(client.rpc(worker), operation(op))(**message), _PIECE_S)
+        call = client.scheduler.broadcast(msg={"op": operation(op), **message}, workers=[worker])
+        return (await asyncio.wait_for(call, _PIECE_S))[worker]
+
+    async def _reaches(self, worker: str) -> bool:
+        """Whether the client can speak to a worker itself.
+
+        Where nothing answers, not even a refusal, the host's other workers are not asked.
+        """
+        host, client = get_address_host(worker), self._client()
+        if client is None:
+            raise CommClosedError("the client is gone")
+        if worker not in self._reached and host not in self._silent_hosts:
             try:
                 await asyncio.wait_for(client.rpc(worker).echo(data=b""), _REACH_S)
                 self._reached[worker] = True
             except (OSError, TimeoutError) as error:
                 logger.info("worker %s is reached through the scheduler only: %r", worker, error)
                 self._reached[worker] = False
-        if self._reached[worker]:
-            return await asyncio.wait_for(getattr(client.rpc(worker), operation(op))(**message), _PIECE_S)
-        call = client.scheduler.broadcast(msg={"op": operation(op), **message}, workers=[worker])
-        return (await asyncio.wait_for(call, _PIECE_S))[worker]
+                if isinstance(error, TimeoutError):
+                    self._silent_hosts.add(host)
+        return self._reached.get(worker, False)
 
     def _lease(self, host: str, worker: str) -> None:
         """Have a host keep what it was sent as long as this client lives."""
@@ -268,6 +288,39 @@ class Placement:
             await self._call(worker, "drop", token=self.store.token, name=name)
         except (OSError, TimeoutError, CommClosedError, ValueError) as error:
             logger.info("worker %s did not remove buffer %s: %r", worker, name, error)
+
+    async def fetched(self, reply: Any, key: str) -> Any:
+        """Give a task's reply with the buffers that its worker holds for this client.
+
+        Raises
+        ------
+        TimeoutError
+            The worker is gone: the task must run again.
+        """
+        if not isinstance(reply, (list, tuple)) or not reply or isinstance(reply[0], str):
+            return reply
+        reply = list(reply)
+        for i, buffer in enumerate(reply):
+            if isinstance(buffer, tuple) and (result := StoredResult(*buffer)).worker:
+                reply[i] = await self._fetch(result, key)
+        return reply
+
+    async def _fetch(self, result: StoredResult, key: str) -> np.ndarray[Any, Any]:
+        data = np.empty(result.nbytes, dtype=np.uint8)
+        offset = 0
+        while offset < result.nbytes:
+            message = {"key": key, "name": result.name, "offset": offset}
+            try:
+                direct = await self._reaches(result.worker)
+                n = PIECE_NBYTES if direct else _RELAYED_NBYTES
+                piece = await self._call(result.worker, "result", nbytes=n, **message)
+            except (OSError, TimeoutError, CommClosedError) as error:
+                raise TimeoutError(f"worker {result.worker}, which has a result, does not answer: {error!r}") from error
+            if not isinstance(piece, bytes) or not piece:
+                raise TimeoutError(f"worker {result.worker} has lost a result")
+            data[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
+            offset += len(piece)
+        return data
 
     async def results(self, reply: list[Any], name: str) -> list[Any]:
         """Give a reply with the buffers that a worker of this host has left in files."""
