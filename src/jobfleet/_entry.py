@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._backend import nested_backend
-from ._engine.buffer_service import current_service
+from ._engine.buffer_service import current_service, service_of
 from ._engine.task import current_key, dask_place
 from ._store import MIN_MAPPED_NBYTES
 from ._wire import Missing, Placed, Request
@@ -19,16 +19,20 @@ def run(request: Any, values: Sequence[Any]) -> Any:
     Parameters
     ----------
     request
-        A `Request`, as bytes.
+        A `Request`, as bytes; None: only the buffers are to be brought here, and `values` are where they are and the
+        worker.
     values
         A `Placed`, as bytes, or None; then the buffers that travel with the chunk.
 
     Returns
     -------
-    list or tuple
+    list, tuple or None
         A `Reply` as bytes, then the buffers of its results; or a `Missing`.
     """
     placed, *travelling = values
+    if request is None:
+        attached = service_of(travelling[0]).attach(Placed.from_bytes(placed), ())
+        return attached.as_tuple() if isinstance(attached, Missing) else None
     where = None if placed is None else Placed.from_bytes(placed)
     if where is not None:
         attached = current_service().attach(where, travelling)

@@ -26,10 +26,13 @@ class Traffic:
 
     def __init__(self, client):
         self.sent = 0
+        self.at_first_piece = lambda: None
         placement = placement_of(client)
         call = placement._call
 
         def counting(worker, op, **message):
+            if op == "put" and not self.sent:
+                self.at_first_piece()
             self.sent += len(message.get("data", b""))
             return call(worker, op, **message)
 

@@ -79,8 +79,12 @@ def operation(name: str) -> str:
 
 
 def current_service() -> BufferService:
-    """Give the service of the worker that runs this task, started at the first call."""
-    worker = distributed.get_worker()
+    """Give the service of the worker that runs this task."""
+    return service_of(distributed.get_worker())
+
+
+def service_of(worker: distributed.Worker) -> BufferService:
+    """Give the service of a worker, started at the first call, which is not made on the worker's event loop."""
     with _lock:
         service = _of_worker.get(worker)
         if service is None:

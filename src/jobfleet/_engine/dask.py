@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -25,7 +25,8 @@ from .._wire import NEED_DATA, Missing
 from .._worker.interrupt import current, uninterrupted
 from ..errors import NoWorkersError
 from ..options import Options
-from .base import Lost, LostKind, Outcome, Slots
+from .ahead import place_ahead
+from .base import AheadProgress, Lost, LostKind, Outcome, Slots
 from .connect import usable_client
 from .courier import LINGERING_NBYTES, courier_of
 from .deaths import deaths_of
@@ -84,7 +85,8 @@ class DaskEngine:
         keywords = options.submit_keywords()
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
-        return DaskSession(client, keywords, watched, placement_of(client), self._cancelled, options.worker_ttl)
+        placement, addresses = placement_of(client), partial(_addresses, client, options)
+        return DaskSession(client, keywords, watched, addresses, placement, self._cancelled, options.worker_ttl)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -121,6 +123,11 @@ async def _slots(client: distributed.Client, options: Options) -> Slots:
         host = get_address_host(address)
         per_host[host] = per_host.get(host, 0) + n
     return Slots(sum(per_host.values()), max(per_host.values(), default=0))
+
+
+async def _addresses(client: distributed.Client, options: Options) -> list[str]:
+    identity = await client.scheduler.identity()
+    return [address for address, worker in identity["workers"].items() if _eligible(address, worker, options)]
 
 
 def _eligible(address: str, worker: dict[str, Any], options: Options) -> bool:
@@ -197,6 +204,7 @@ class DaskSession:
         client: distributed.Client,
         keywords: dict[str, Any],
         slots: Callable[[], Awaitable[Slots]],
+        addresses: Callable[[], Awaitable[list[str]]],
         placement: Placement,
         cancelled: Callable[[], bool],
         worker_ttl: float | None,
@@ -204,6 +212,7 @@ class DaskSession:
         self._client = client
         self._keywords = keywords
         self._slots = slots
+        self._addresses = addresses
         self._placement = placement
         self.keeper: Keeper = placement.store
         self._cancelled = cancelled
@@ -218,6 +227,10 @@ class DaskSession:
         self._next_look_s = 0.0
         self._waiting = {}
         self._silent = set()
+
+    def place_ahead(self, blobs: Sequence[Blob], report: Callable[[AheadProgress], None]) -> None:
+        """Return when every host has these buffers, or will get them with its tasks."""
+        place_ahead(self._client, self._placement, self._addresses, blobs, report)
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk, after the next `flush`; returns at once."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 
 import numpy as np
 
-from .._data.buffers import InProcess, Keeper
+from .._data.buffers import Blob, InProcess, Keeper
 from .._data.packing import PackedChunk
 from .._wire import Request
 from .._worker.interrupt import Interruptible, insist
 from .._worker.run import run_chunk
 from ..options import Options
-from .base import Lost, LostKind, Outcome, Slots
+from .base import AheadProgress, Lost, LostKind, Outcome, Slots
 from .place import NestedBackend, TaskPlace
 
 
@@ -103,6 +103,9 @@ class LocalSession:
         # What tasks print goes where the caller's output would.
         self._context = copy_context()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+
+    def place_ahead(self, blobs: Sequence[Blob], report: Callable[[AheadProgress], None]) -> None:
+        """Do nothing: they are here."""
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
         """Run a chunk; returns at once."""

@@ -79,6 +79,10 @@ class Placement:
     store: ClientStore
     pinned: Placing
     """Buffers of scattered objects that could not be stored: they outlive the call."""
+    ahead: set[bytes]
+    """What every host has been given."""
+    sent_nbytes: int
+    """What this client has sent of buffers."""
     _holders: dict[str, dict[str, str]]
     """Of each buffer, the hosts that have it, and a worker of each."""
     _leases: dict[str, distributed.Future]
@@ -96,6 +100,8 @@ class Placement:
         self._client = weakref.ref(client)
         self.store = ClientStore()
         self.pinned = {}
+        self.ahead = set()
+        self.sent_nbytes = 0
         self._holders = {}
         self._leases = {}
         self._locks = weakref.WeakValueDictionary()
@@ -223,6 +229,7 @@ class Placement:
             )
             if taken is not True:
                 return False
+            self.sent_nbytes += min(PIECE_NBYTES, view.nbytes - offset)
         return True
 
     async def _call(self, worker: str, op: str, **message: Any) -> Any:
