@@ -29,6 +29,7 @@ from ._engine.base import Engine, Slots
 from ._engine.embedded import embedded_client
 from ._engine.local import LocalEngine
 from ._filters import encode_filters
+from ._observe.ahead import ScatterProgress
 from ._sink import current_sink
 from ._wire import CallSpec, process_token
 from ._worker.interrupt import uninterrupted
@@ -197,6 +198,10 @@ class JobfleetBackend(ParallelBackendBase):
             help_s=session.help_s,
             speculation=options.speculation,
         )
+        scattered = self._template._sent_ahead(session.keeper)
+        if scattered:
+            with ScatterProgress() as progress:
+                session.place_ahead([blob for one in scattered for blob in one.blobs], progress)
         self._call = ParallelCall(
             CallSetup(
                 parallel=self.parallel,
@@ -207,7 +212,7 @@ class JobfleetBackend(ParallelBackendBase):
                 retry_on=options.retry_on,
                 max_nbytes=self._max_nbytes,
                 copy_on_write=self._copy_on_write,
-                scattered=self._template._sent_ahead(session.keeper),
+                scattered=scattered,
                 sink=sink,
             )
         )

@@ -35,6 +35,13 @@ def run_chunk(digest: str, request: Any, *values: Any, code: bytes | None = None
     return entry.run(request, values)  # type: ignore[union-attr]
 
 
+async def place_ahead(run: Any, digest: str, placed: Any, code: bytes | None, dask_worker: Any) -> Any:
+    """Have the worker's host get the buffers that tasks will need; like `run_chunk`, but on the worker's event loop."""
+    import asyncio
+
+    return await asyncio.to_thread(run, digest, None, placed, dask_worker, code=code)
+
+
 def keep_buffers(digest: str, token: str, key: str) -> None:
     """Keep a client's buffers on this host for as long as Dask keeps this task's result.
 

@@ -13,6 +13,9 @@ import numpy as np
 #: Smaller buffers stay inside the pickle: a reference would cost more than the bytes.
 MIN_SHARED_NBYTES = 8192
 
+#: A slice of a memmap is sent with the gaps in it if the whole takes no more than so many times its size.
+_MAX_SPAN = 4
+
 #: Types whose values cannot change, so that tasks may share them.
 ATOMS: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
@@ -24,16 +27,40 @@ class Reference(Protocol):
     persistent_id: str
 
 
+class Memo(Protocol):
+    """What a pickle remembers."""
+
+    def copy(self) -> dict[int, tuple[int, Any]]:
+        """Give the objects by `id`, each with its number."""
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is np.memmap:
-            # Its file may not exist at the other end: send the array it shows.
-            return np.asarray(obj).__reduce_ex__(5)
+            # Its file may not exist at the other end: an array of what it shows is sent, or opened there as an array.
+            return _reduced(np.asarray(obj))
         if isinstance(obj, BaseException):
             # Dask has tblib pickle exceptions in a way that skips their __init__, and some lose
             # their text by it; the traceback travels as text.
             return obj.__reduce_ex__(5)
         return super().reducer_override(obj)
+
+
+def _reduced(array: np.ndarray[Any, Any]) -> Any:
+    """Reduce an array that shows a file.
+
+    A slice with gaps, unless they are wide, goes as the bytes from its first to its last: these are in the file.
+    """
+    if not array.size or array.flags.c_contiguous or array.flags.f_contiguous or array.dtype.hasobject:
+        return array.__reduce_ex__(5)
+    forward = array[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides)]
+    nbytes = sum((n - 1) * stride for n, stride in zip(forward.shape, forward.strides, strict=True)) + array.itemsize
+    if nbytes > _MAX_SPAN * array.nbytes:
+        return array.__reduce_ex__(5)
+    first_item = forward[(slice(0, 1),) * forward.ndim].reshape(1).view(np.uint8)
+    span = np.lib.stride_tricks.as_strided(first_item, (nbytes,), (1,), writeable=array.flags.writeable)
+    start = array.__array_interface__["data"][0] - span.__array_interface__["data"][0]
+    return np.ndarray, (array.shape, array.dtype, span, start, array.strides)
 
 
 class _ReferencePickler(_Pickler):
@@ -76,22 +103,41 @@ def dump(
     used
         Those of `references` that were met.
     """
-    file = io.BytesIO()
-    views: list[memoryview] = []
+    data, views, used, _ = dump_with_memo(value, references, min_nbytes)
+    return data, views, used
 
-    def stays_in_pickle(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes < min_nbytes:
-            return True
-        views.append(view)
-        return False
 
+def dump_with_memo(
+    value: Any, references: Mapping[int, Reference] | None = None, min_nbytes: float = MIN_SHARED_NBYTES
+) -> tuple[bytes, list[memoryview], list[Any], Memo]:
+    """Pickle `value` as `dump` does, and give what the pickle remembers of objects: all that have an identity.
+
+    It keeps them alive, also those that only existed for the pickle.
+    """
+    file, views = io.BytesIO(), _Views(min_nbytes)
     if not references:
-        _Pickler(file, protocol=5, buffer_callback=stays_in_pickle).dump(value)
-        return file.getvalue(), views, []
-    pickler = _ReferencePickler(file, references, protocol=5, buffer_callback=stays_in_pickle)
+        pickler = _Pickler(file, protocol=5, buffer_callback=views.take)
+        pickler.dump(value)
+        return file.getvalue(), views.views, [], pickler.memo
+    pickler = _ReferencePickler(file, references, protocol=5, buffer_callback=views.take)
     pickler.dump(value)
-    return file.getvalue(), views, list(pickler.used.values())
+    return file.getvalue(), views.views, list(pickler.used.values()), pickler.memo
+
+
+class _Views:
+    """Take large buffers out of a pickle."""
+
+    def __init__(self, min_nbytes: float) -> None:
+        self._min_nbytes = min_nbytes
+        self.views: list[memoryview] = []
+
+    def take(self, buffer: pickle.PickleBuffer) -> bool:
+        """Give whether a buffer stays in the pickle."""
+        view = buffer.raw()
+        if view.nbytes < self._min_nbytes:
+            return True
+        self.views.append(view)
+        return False
 
 
 def atomic(values: Iterable[Any]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import mmap
 import os
 import shutil
@@ -24,6 +25,8 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -48,6 +51,9 @@ _YOUNG_S = 60.0
 
 #: A file that was attached so recently is about to be attached again.
 _FRESH_S = 5.0
+
+#: Pages of a file that are compared with what they should be.
+_SAMPLES = 16
 
 _owned: weakref.WeakSet[StoreDirectory] = weakref.WeakSet()
 
@@ -92,6 +98,100 @@ class Attached:
     def copy_on_write(self) -> memoryview:
         """Give a view that may be written to; what is written is nobody else's."""
         return memoryview(mmap.mmap(self._fd, self.nbytes, access=mmap.ACCESS_COPY))
+
+
+class AttachedFile(Attached):
+    """Hold a part of a file of the user's.
+
+    Parameters
+    ----------
+    fd
+        Descriptor of the file, which this object closes.
+    region
+        Which part.
+    """
+
+    __slots__ = ("_skipped", "_start")
+
+    def __init__(self, fd: int, region: FileRegion) -> None:
+        self._fd = fd
+        self.nbytes = region.nbytes
+        self.path = region.path
+        weakref.finalize(self, os.close, fd)
+        self._skipped = region.offset % mmap.ALLOCATIONGRANULARITY
+        self._start = region.offset - self._skipped
+        self.view = self._mapped(mmap.ACCESS_READ)
+
+    def copy_on_write(self) -> memoryview:
+        """Give a view that may be written to; what is written is nobody else's, and not in the file."""
+        return self._mapped(mmap.ACCESS_COPY)
+
+    def _mapped(self, access: int) -> memoryview:
+        mapped = mmap.mmap(self._fd, self._skipped + self.nbytes, access=access, offset=self._start)
+        return memoryview(mapped)[self._skipped :]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRegion:
+    """Say which bytes of which file a buffer shows, and how to know that file again, elsewhere too."""
+
+    path: str
+    offset: int
+    nbytes: int
+    inode: int
+    file_nbytes: int
+    modified_ns: int
+    sample: bytes
+    """Digest of some of the bytes."""
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Give the plain tuple that travels."""
+        return astuple(self)
+
+    def is_current(self) -> bool:
+        """Whether the file is there, and as it was."""
+        try:
+            return self.matches(os.stat(self.path))
+        except OSError:
+            return False
+
+    def require_current(self) -> None:
+        """Raise RuntimeError if the file is not as it was."""
+        if not self.is_current():
+            raise RuntimeError(
+                f"{self.path} has changed since a memmap of it was passed to a task, and what it held then is lost. "
+                "Write to another file while tasks use this one, or pass them a copy: numpy.array(the_memmap)"
+            )
+
+    def matches(self, status: os.stat_result) -> bool:
+        """Whether a file's status is what it was."""
+        return (status.st_ino, status.st_size, status.st_mtime_ns) == (self.inode, self.file_nbytes, self.modified_ns)
+
+    def attach(self) -> AttachedFile | None:
+        """Map it, if it is the file that is meant."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if self.matches(os.fstat(fd)):
+                attached = AttachedFile(os.dup(fd), self)
+                return attached if sample_digest(attached.view) == self.sample else None
+        except (OSError, ValueError):
+            pass
+        finally:
+            os.close(fd)
+        return None
+
+
+def sample_digest(view: memoryview) -> bytes:
+    """Give a digest of some pages of a buffer: two disks that were cloned may have grown apart."""
+    digest = hashlib.blake2b(digest_size=16)
+    last = max(0, view.nbytes - mmap.PAGESIZE)
+    for i in range(_SAMPLES):
+        start = last * i // (_SAMPLES - 1)
+        digest.update(view[start : start + mmap.PAGESIZE])
+    return digest.digest()
 
 
 #: Buffers that are attached to this process.

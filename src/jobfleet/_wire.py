@@ -130,16 +130,20 @@ class Placed(_Message):
     """Bound on what is kept on a host, as a share of its shared memory."""
     result: str
     """What the names of files begin with that a worker of the client's host leaves results in."""
-    buffers: tuple[tuple[str, int, tuple[str, ...]] | None, ...]
-    """Name, size, and addresses of workers that have it; None: it travels with the chunk."""
+    buffers: tuple[tuple[str, int, tuple[str, ...], tuple[Any, ...] | None] | None, ...]
+    """Name, size, addresses of workers that have it, and the file of the user's that it shows, if it does, as the
+    fields of a `FileRegion`; None: it travels with the chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """Stand for a buffer of a result that lies in the client's own directory."""
+    """Stand for a buffer of a result that is left for the client to take."""
 
     name: str
     nbytes: int
+    worker: str = ""
+    """Address of the worker that holds it, as long as Dask holds the chunk's reply; empty: it is a file in the client's
+    own directory."""
 
     def as_tuple(self) -> tuple[Any, ...]:
         """Give the plain tuple that travels."""

@@ -46,11 +46,12 @@ class Hosts:
             env["DASK_JOBFLEET__HOST"] = host
         return env
 
-    def start(self, module, name, *arguments, host=""):
-        """Start a part of the cluster."""
+    def start(self, module, name, *arguments, host="", hides=None):
+        """Start a part of the cluster, which does not see what is in the directory `hides`."""
+        hiding = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hides)] if hides else []
         with open(self.directory / f"{name}.log", "w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, "--scheduler-file", str(self.scheduler_file), *arguments],
+                [*hiding, sys.executable, "-m", module, "--scheduler-file", str(self.scheduler_file), *arguments],
                 cwd=self.directory,
                 env=self.environment(host),
                 stdout=log,
@@ -67,7 +68,7 @@ class Hosts:
         )
         wait_until(lambda: self.scheduler_file.exists() or process.poll() is not None, "a scheduler", START_WITHIN_S)
 
-    def start_worker(self, host, *arguments, nanny=False):
+    def start_worker(self, host, *arguments, nanny=False, hides=None):
         """Start a worker of one thread; its name is that of the host with a number."""
         name = f"{host or 'here'}-{len(self.processes)}"
         local = self.directory / (host or "here")
@@ -78,6 +79,7 @@ class Hosts:
             *("--nthreads", "1", "--name", name, "--no-dashboard", "--host", "127.0.0.1"),
             *("--local-directory", str(local), "--nanny" if nanny else "--no-nanny", *arguments),
             host=host,
+            hides=hides,
         )
         return name
 

@@ -42,7 +42,14 @@ def find_arrays(thing):
 def look(thing):
     """Give the process, the files behind the large arrays of a thing, and their checksums."""
     arrays = [array for array in find_arrays(thing) if array.nbytes >= 2**20]
-    return os.getpid(), [mapped_file(array) for array in arrays], [float(array.sum()) for array in arrays]
+    return os.getpid(), [mapped_file(array) for array in arrays], [total(array) for array in arrays]
+
+
+def total(array):
+    """Give the sum of an array, of all fields if it has such."""
+    return (
+        float(array.sum()) if array.dtype.names is None else sum(float(array[name].sum()) for name in array.dtype.names)
+    )
 
 
 def touch_and_meet(array, directory):

@@ -26,10 +26,13 @@ class Traffic:
 
     def __init__(self, client):
         self.sent = 0
+        self.at_first_piece = lambda: None
         placement = placement_of(client)
         call = placement._call
 
         def counting(worker, op, **message):
+            if op == "put" and not self.sent:
+                self.at_first_piece()
             self.sent += len(message.get("data", b""))
             return call(worker, op, **message)
 
@@ -165,6 +168,30 @@ def test_more_than_the_store_may_keep_goes_and_comes_back(hosts, connect, host):
                 assert [total for *_, (total,) in results] == [array.sum()] * 3
     here = sum(path.stat().st_size for path in hosts.files(""))
     assert 8 * N <= here <= 4 * 8 * N
+
+
+@pytest.mark.parametrize("host", ["", "far"])
+def test_one_call_may_need_more_than_the_store_may_keep(hosts, connect, host):
+    """What no unfinished task needs goes while the call runs, and comes back for the next that does."""
+    stat = os.statvfs(hosts.shared_memory)
+    share = 3.5 * 8 * N / (stat.f_blocks * stat.f_frsize)
+    hosts.start_worker(host)
+    client = connect(1, **{"jobfleet.shared-memory-share": share})
+    arrays = [floats(i) for i in range(5)]
+    most = 0
+
+    def tasks():
+        nonlocal most
+        for _ in range(2):
+            for array in arrays:
+                for _ in range(4):
+                    most = max(most, sum(path.stat().st_size for path in hosts.files("")))
+                    yield delayed(look)(array)
+
+    with parallel_config("dask", client=client):
+        results = Parallel(n_jobs=2, batch_size=1, pre_dispatch=4)(tasks())
+    assert [total for *_, (total,) in results] == [array.sum() for _ in range(2) for array in arrays for _ in range(4)]
+    assert 8 * N <= most <= 4 * 8 * N
 
 
 def test_two_threads_and_two_clients_at_once(hosts, connect, tmp_path):

@@ -29,6 +29,11 @@ class Holder:
         return look(self.data)
 
 
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
 def fitted():
     model = LinearRegression()
     model.coef_ = floats()
@@ -38,7 +43,8 @@ def fitted():
 THINGS = {
     "array": floats,
     "F order": lambda: np.asfortranarray(floats(shape=(600, 500))),
-    "read-only": lambda: np.broadcast_to(floats(), (N,)).copy(),
+    "read-only": lambda: read_only(floats()),
+    "structured": lambda: floats().view([("a", "f8"), ("b", "f8", 2)]),
     "list": lambda: [floats(0), floats(1)],
     "dict": lambda: {"a": floats(0), "b": [floats(1)]},
     "object": lambda: Holder(floats()),

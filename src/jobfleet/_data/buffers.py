@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .._store import attached_at
+from .._store import FileRegion, attached_at
+from .memmaps import MappedFiles
 from .unchanged import Unchanged
 
 try:
@@ -80,9 +81,13 @@ class Blob:
         Tasks that ever did.
     pinned
         Whether it is part of an object that the user has sent ahead, and outlives the call.
+    file
+        The file of the user's that it shows: its digest is that of the file's name and status then.
+    copy
+        What is sent in its place to workers that do not see the file.
     """
 
-    __slots__ = ("data", "digest", "pinned", "sightings", "stored", "users")
+    __slots__ = ("copy", "data", "digest", "file", "pinned", "sightings", "stored", "users")
 
     data: memoryview | bytes
     digest: bytes
@@ -90,14 +95,23 @@ class Blob:
     pinned: bool
     sightings: int
     users: int
+    file: FileRegion | None
+    copy: Blob | None
 
-    def __init__(self, kept: Kept, *, pinned: bool = False) -> None:
+    def __init__(self, kept: Kept, *, pinned: bool = False, file: FileRegion | None = None) -> None:
         self.digest = kept.digest
         self.data = kept.data
         self.stored = kept.stored
         self.users = 0
         self.sightings = 0
         self.pinned = pinned
+        self.file = file
+        self.copy = None
+
+    @property
+    def is_on_hosts(self) -> bool:
+        """Whether workers find it in a file, or ask for it."""
+        return self.stored or self.file is not None
 
 
 class BlobTable:
@@ -138,22 +152,41 @@ class BlobTable:
         self._on_drop = on_drop
         self._keeper = InProcess() if keeper is None else keeper
         self._unchanged = Unchanged(content_digest)
+        self._files = MappedFiles()
 
-    def acquire(self, view: memoryview, n_tasks: int = 1) -> Blob:
+    def acquire(self, view: memoryview, n_tasks: int = 1, digest: bytes | None = None) -> Blob:
         """Give the blob with the content of `view`, copying that if it is new, for one or more tasks.
 
-        These release it together.
+        These release it together. `digest` is that of the content, if it is known.
         """
-        attached = attached_at(view)
-        digest = self._unchanged.digest(view) if attached is None else bytes.fromhex(attached.name)
+        if digest is None:
+            file = self._files.region(view)
+            if file is not None:
+                return self._acquire_file(view, n_tasks, file)
+            attached = attached_at(view)
+            digest = self._unchanged.digest(view) if attached is None else bytes.fromhex(attached.name)
         blob = self._known(digest, n_tasks)
         if blob is None:
             large = view.nbytes >= MIN_STORED_NBYTES
             kept = self._keeper.keep(view, digest) if large else Kept(digest, bytes(view), False)
             blob = self._add(kept, n_tasks)
+        self._store_if_wanted(blob)
+        return blob
+
+    def _acquire_file(self, view: memoryview, n_tasks: int, file: FileRegion) -> Blob:
+        digest = content_digest(repr(file).encode(errors="surrogateescape"))
+        return self._known(digest, n_tasks) or self._add(Kept(digest, view, False), n_tasks, file)
+
+    def acquire_again(self, blob: Blob, n_tasks: int) -> None:
+        """Acquire a blob for further tasks while another holds it."""
+        with self._lock:
+            blob.users += 1
+            blob.sightings += n_tasks
+        self._store_if_wanted(blob)
+
+    def _store_if_wanted(self, blob: Blob) -> None:
         if blob.sightings > 1 and not blob.stored and len(blob.data) < MIN_STORED_NBYTES:
             self._store(blob)
-        return blob
 
     def _known(self, digest: bytes, n_tasks: int) -> Blob | None:
         with self._lock:
@@ -165,14 +198,14 @@ class BlobTable:
                 blob.sightings += n_tasks
             return blob
 
-    def _add(self, kept: Kept, n_tasks: int) -> Blob:
+    def _add(self, kept: Kept, n_tasks: int, file: FileRegion | None = None) -> Blob:
         known = self._known(kept.digest, n_tasks)
         if known is not None:
             # The buffer was written to while it was copied, and has become one that was there.
             self._drop_kept(kept.digest, kept.stored, True)
             return known
         with self._lock:
-            blob = self._blobs[kept.digest] = Blob(kept)
+            blob = self._blobs[kept.digest] = Blob(kept, file=file)
             blob.users, blob.sightings = 1, n_tasks
             return blob
 
@@ -192,7 +225,7 @@ class BlobTable:
                 return
             self._idle[blob.digest] = blob
             self._idle_nbytes += len(blob.data)
-            if blob.sightings == 1 or (blob.stored and len(blob.data) >= MIN_STORED_NBYTES):
+            if blob.sightings == 1 or blob.file is not None or (blob.stored and len(blob.data) >= MIN_STORED_NBYTES):
                 dropped.append(self._remove(blob))
             while self._idle_nbytes > MAX_IDLE_NBYTES:
                 dropped.append(self._remove(next(iter(self._idle.values()))))
@@ -205,8 +238,15 @@ class BlobTable:
         return blob
 
     def _drop(self, blob: Blob) -> None:
-        self._drop_kept(blob.digest, blob.stored, blob.sightings > 1)
+        self._give_back(blob)
         self._on_drop(blob)
+        if blob.copy is not None:
+            self._on_drop(blob.copy)
+
+    def _give_back(self, blob: Blob) -> None:
+        self._drop_kept(blob.digest, blob.stored, blob.sightings > 1)
+        if blob.copy is not None:
+            self._drop_kept(blob.copy.digest, blob.copy.stored, True)
 
     def _drop_kept(self, digest: bytes, stored: bool, again: bool) -> None:
         if stored:
@@ -220,5 +260,6 @@ class BlobTable:
             self._idle.clear()
             self._idle_nbytes = 0
         for blob in blobs:
-            self._drop_kept(blob.digest, blob.stored, blob.sightings > 1)
+            self._give_back(blob)
         self._unchanged.close()
+        self._files.clear()

@@ -12,12 +12,16 @@ import cloudpickle
 from .._pickling import MIN_SHARED_NBYTES, all_atomic, dump
 from .buffers import Blob, BlobTable
 from .functions import StatelessFunction, stateless
+from .parts import MIN_PART_NBYTES, LargeParts, Part
 from .scatter import ScatteredObject
 
 #: One call as joblib hands it over: function, positional and keyword arguments.
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 _FUNCTION, _ARGS, _KWARGS = map(itemgetter, range(3))
+
+#: What a pickle refers to by its persistent id.
+Ahead = ScatteredObject | Part
 
 #: How many functions are remembered; a generator of tasks may make a new one for each.
 _MAX_FUNCTIONS = 128
@@ -34,14 +38,14 @@ class EncodedFunction:
     data: bytes
     buffers: tuple[tuple[Blob, bool], ...]
     """Its large buffers, each with whether it was writable."""
-    scattered: tuple[ScatteredObject, ...]
+    scattered: tuple[Ahead, ...]
     shared: bool
 
     def __init__(
         self,
         data: bytes,
         buffers: tuple[tuple[Blob, bool], ...] = (),
-        scattered: tuple[ScatteredObject, ...] = (),
+        scattered: tuple[Ahead, ...] = (),
         shared: bool = True,
     ) -> None:
         self.data = data
@@ -51,7 +55,7 @@ class EncodedFunction:
 
 
 class EncodedTask:
-    """Hold one call: a pickle, with its large buffers and the scattered objects it refers to beside it."""
+    """Hold one call: a pickle; beside it large buffers, and objects that have pickles of their own."""
 
     __slots__ = ("buffers", "data", "function", "scattered")
 
@@ -60,14 +64,14 @@ class EncodedTask:
     data: bytes
     buffers: tuple[tuple[Blob, bool], ...]
     """Each with whether it was writable."""
-    scattered: tuple[ScatteredObject, ...]
+    scattered: tuple[Ahead, ...]
 
     def __init__(
         self,
         function: EncodedFunction | None,
         data: bytes,
         buffers: tuple[tuple[Blob, bool], ...] = (),
-        scattered: tuple[ScatteredObject, ...] = (),
+        scattered: tuple[Ahead, ...] = (),
     ) -> None:
         self.function = function
         self.data = data
@@ -128,16 +132,16 @@ class Encoder:
     """
 
     _blobs: BlobTable
-    _min_nbytes: int
-    _scattered: dict[int, ScatteredObject]
-    _functions: dict[int, tuple[StatelessFunction, EncodedFunction]]
+    _parts: LargeParts
+    _functions: dict[int, tuple[StatelessFunction, EncodedFunction | None]]
+    """None for what is too large to be sent with each chunk."""
 
     def __init__(
         self, blobs: BlobTable, scattered: Iterable[ScatteredObject] = (), max_nbytes: int | None = None
     ) -> None:
         self._blobs = blobs
-        self._min_nbytes = MIN_SHARED_NBYTES if max_nbytes is None else min(MIN_SHARED_NBYTES, max_nbytes)
-        self._scattered = {id(s.obj): s for s in scattered}
+        min_nbytes = MIN_SHARED_NBYTES if max_nbytes is None else min(MIN_SHARED_NBYTES, max_nbytes)
+        self._parts = LargeParts(blobs, {id(s.obj): s for s in scattered}, min_nbytes)
         self._functions = {}
 
     def encode(self, calls: Sequence[Call], errors: dict[int, Exception] | None = None) -> EncodedCalls:
@@ -158,6 +162,7 @@ class Encoder:
         EncodingError
             A call does not pickle, and there is no `errors`.
         """
+        self._parts.next_batch()
         alike = self._alike(calls)
         if alike is not None:
             return alike
@@ -177,14 +182,16 @@ class Encoder:
     def release(self, calls: EncodedCalls) -> None:
         """Say that these calls, a whole batch or one by one, are done."""
         if isinstance(calls, AtomCalls):
-            self._release(calls.function.buffers)
+            self._release(calls.function)
         else:
             for task in calls:
-                self._release(task.buffers)
+                self._release(task)
 
-    def _release(self, buffers: Iterable[tuple[Blob, bool]]) -> None:
-        for blob, _ in buffers:
+    def _release(self, holder: EncodedFunction | EncodedTask) -> None:
+        for blob, _ in holder.buffers:
             self._blobs.release(blob)
+        for one in holder.scattered:
+            one.release()
 
     def _alike(self, calls: Sequence[Call]) -> AtomCalls | None:
         """Encode calls of one function with nothing but atoms for arguments; None if they are others.
@@ -213,22 +220,23 @@ class Encoder:
         value = (function, args, kwargs) if shared is None else (args, kwargs)
         return EncodedTask(shared, *self._dump(value))
 
-    def _dump(
-        self, value: Any, n_tasks: int = 1
-    ) -> tuple[bytes, tuple[tuple[Blob, bool], ...], tuple[ScatteredObject, ...]]:
-        data, views, used = dump(value, self._scattered, self._min_nbytes)
+    def _dump(self, value: Any, n_tasks: int = 1) -> tuple[bytes, tuple[tuple[Blob, bool], ...], tuple[Ahead, ...]]:
+        data, views, used = self._parts.dump(value)
         buffers = tuple((self._blobs.acquire(view, n_tasks), not view.readonly) for view in views)
+        for one in used:
+            one.acquire(n_tasks)
         return data, buffers, tuple(used)
 
     def _stateless(self, function: Any) -> EncodedFunction | None:
-        """Give the function that tasks may share, or None if it has state."""
+        """Give the function that tasks may share, or None if it has state, or holds much text."""
         known = self._functions.get(id(function))
         if known is not None and known[0].function is function and known[0].unchanged():
             return known[1]
         proof = stateless(function)
         if proof is None:
             return None
-        encoded = EncodedFunction(cloudpickle.dumps(function, protocol=5))
+        data = cloudpickle.dumps(function, protocol=5)
+        encoded = EncodedFunction(data) if len(data) < MIN_PART_NBYTES else None
         if len(self._functions) >= _MAX_FUNCTIONS:
             self._functions.clear()
         self._functions[id(function)] = (proof, encoded)

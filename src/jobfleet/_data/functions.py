@@ -56,7 +56,7 @@ class StatelessFunction:
 
     def holds(self, function: Any) -> bool:
         """Whether `function`, which it consists of, is without state."""
-        if _travels_by_name(function):
+        if travels_by_name(function):
             return True
         if type(function) is not FunctionType:
             return False
@@ -68,7 +68,7 @@ class StatelessFunction:
             return False
         if not _atoms(function.__defaults__ or ()) or not _atoms((kwdefaults or {}).values()):
             return False
-        return all(self._holds_global(function.__globals__, name) for name in _global_names(code))
+        return all(self._holds_global(function.__globals__, name) for name in global_names(code))
 
     def _holds_global(self, space: dict[str, Any], name: str) -> bool:
         value = space.get(name, _MISSING)
@@ -86,7 +86,7 @@ def stateless(function: Any) -> StatelessFunction | None:
     return proof if proof.holds(function) else None
 
 
-def _travels_by_name(function: Any) -> bool:
+def travels_by_name(function: Any) -> bool:
     """Whether cloudpickle sends the name only: it can be imported, and not from `__main__`."""
     if isinstance(function, BuiltinFunctionType):
         owner = function.__self__
@@ -129,6 +129,6 @@ def _changes_something(code: CodeType) -> bool:
     )
 
 
-def _global_names(code: CodeType) -> set[str]:
+def global_names(code: CodeType) -> set[str]:
     """Give every name the code may look up as a global: attribute names too, to be safe."""
     return {name for part in _codes(code) for name in part.co_names}

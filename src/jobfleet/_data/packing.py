@@ -10,8 +10,7 @@ from typing import Any
 from .._pickling import MIN_SHARED_NBYTES
 from .._wire import COPY_ON_WRITE, MANY, ONE, OWN_COPY, SHARED, Request
 from .buffers import Blob
-from .encode import AtomCalls, EncodedCalls, EncodedFunction, EncodedTask
-from .scatter import ScatteredObject
+from .encode import Ahead, AtomCalls, EncodedCalls, EncodedFunction, EncodedTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class _Packer:
             for b, writable in buffers
         )
 
-    def scattered(self, one: ScatteredObject) -> tuple[str, tuple[tuple[int, int, bool], ...]]:
+    def scattered(self, one: Ahead) -> tuple[str, tuple[tuple[int, int, bool], ...]]:
         return one.persistent_id, self.references([(one.head, False), *one.buffers])
 
     def _is_large(self, blob: Blob) -> bool:
@@ -64,7 +63,7 @@ class _Packer:
     def _is_placed(self, blob: Blob) -> bool:
         """Decide whether a buffer is stored on workers: it is large, or several tasks want it."""
         pinned = blob.pinned and len(blob.data) >= MIN_SHARED_NBYTES
-        return self._is_large(blob) or blob.stored or pinned or blob.sightings > 1
+        return self._is_large(blob) or blob.is_on_hosts or pinned or blob.sightings > 1
 
 
 def pack(

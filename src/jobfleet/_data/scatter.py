@@ -13,6 +13,11 @@ from .buffers import Blob, Keeper, Kept, content_digest
 _ids = itertools.count()
 
 
+def new_persistent_id() -> str:
+    """Give what stands for an object in pickles: no other of this process has it."""
+    return f"{next(_ids)}"
+
+
 class ScatteredObject:
     """Hold an object of `scatter=` and its encoded form.
 
@@ -39,7 +44,7 @@ class ScatteredObject:
         self._keeper = keeper
         self.head = _pinned(memoryview(data), content_digest(data), keeper)
         self.buffers = tuple((_pinned(view, content_digest(view), keeper), not view.readonly) for view in views)
-        self.persistent_id = f"{next(_ids)}"
+        self.persistent_id = new_persistent_id()
         for digest in [blob.digest for blob in self.blobs if blob.stored]:
             weakref.finalize(self, keeper.drop, digest, True).atexit = False
 
@@ -47,6 +52,12 @@ class ScatteredObject:
     def blobs(self) -> list[Blob]:
         """All that must be placed for it."""
         return [self.head, *(blob for blob, _ in self.buffers)]
+
+    def acquire(self, n_tasks: int) -> None:
+        """Do nothing: it stays as long as the user wants it."""
+
+    def release(self) -> None:
+        """Do nothing, for the same reason."""
 
     def refreshed(self) -> ScatteredObject:
         """Give this if the object is still what was sent, else its new form."""

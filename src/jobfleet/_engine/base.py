@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .._data.buffers import Keeper
+from .._data.buffers import Blob, Keeper
 from .._data.packing import PackedChunk
 from ..options import Options
 
@@ -62,6 +62,20 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class AheadProgress:
+    """Say how far buffers are on their way to all hosts."""
+
+    sent_nbytes: int
+    """What the client has sent."""
+    n_ready: int
+    """Workers that have all."""
+    n_workers: int
+    nbytes: int
+    """Of all buffers together."""
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Slots:
     """Say how many tasks the engine runs at once."""
 
@@ -81,6 +95,12 @@ class Session(Protocol):
     """Makes the copies of large buffers; outlives the session."""
     help_s: float
     """A call with no more work than this, in seconds, is best run in the thread that is lent; 0: none is."""
+
+    def place_ahead(self, blobs: Sequence[Blob], report: Callable[[AheadProgress], None]) -> None:
+        """Return when every host has these buffers, or will get them with its tasks.
+
+        Calls `report` in this thread from time to time.
+        """
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk, at the latest after the next `flush`; returns at once.

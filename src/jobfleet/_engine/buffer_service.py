@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +28,7 @@ from distributed.core import Status
 from tornado.ioloop import PeriodicCallback
 
 from .._ship import package_code
-from .._store import MIN_MAPPED_NBYTES, StoreDirectory, require_room, sweep
+from .._store import StoreDirectory, require_room, sweep
 from .._wire import Missing, Placed, StoredResult
 from .._worker.buffers import AttachedBuffers, Buffer, HostDirectories, attach_all
 from .._worker.run import copied
@@ -79,8 +79,12 @@ def operation(name: str) -> str:
 
 
 def current_service() -> BufferService:
-    """Give the service of the worker that runs this task, started at the first call."""
-    worker = distributed.get_worker()
+    """Give the service of the worker that runs this task."""
+    return service_of(distributed.get_worker())
+
+
+def service_of(worker: distributed.Worker) -> BufferService:
+    """Give the service of a worker, started at the first call, which is not made on the worker's event loop."""
     with _lock:
         service = _of_worker.get(worker)
         if service is None:
@@ -117,6 +121,8 @@ class BufferService(distributed.WorkerPlugin):
     _fed: dict[tuple[str, str], list[str]]
     _parts: dict[tuple[str, str], tuple[contextlib.ExitStack, int]]
     """Buffers that the client is sending."""
+    _results: dict[str, dict[str, Any]]
+    """Large results of each key that its client has still to fetch."""
 
     def __init__(self, worker: distributed.Worker) -> None:
         # The worker holds its plugins, so this must not hold the worker.
@@ -132,6 +138,7 @@ class BufferService(distributed.WorkerPlugin):
         self._feeding = {}
         self._fed = {}
         self._parts = {}
+        self._results = {}
         self._ready = threading.Event()
 
     def start(self) -> None:
@@ -144,7 +151,7 @@ class BufferService(distributed.WorkerPlugin):
     async def setup(self, worker: distributed.Worker) -> None:
         """Begin, in the worker's own thread."""
         try:
-            for name in ("put", "get", "drop"):
+            for name in ("put", "get", "drop", "result"):
                 worker.handlers[operation(name)] = getattr(self, name)
             tidying = PeriodicCallback(self._tidy, _TIDY_S * 1000)
             worker.periodic_callbacks[operation("tidy")] = tidying
@@ -162,8 +169,11 @@ class BufferService(distributed.WorkerPlugin):
         self._attached.clear()
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        """Let a client's buffers go when its key is released: Dask does that too for a client that died."""
-        if key in self._leases and finish in ("released", "forgotten"):
+        """Let go what goes with a key that is released: Dask does that too for a client that died."""
+        if finish not in ("released", "forgotten"):
+            return
+        self._results.pop(key, None)
+        if key in self._leases:
             token = self._leases.pop(key)
             if token not in self._leases.values():
                 self._loop.add_callback(self._forget, token)
@@ -178,7 +188,7 @@ class BufferService(distributed.WorkerPlugin):
         if lacking:
             self._pull_all(placed, [placed.buffers[i] for i in lacking])
             for i in lacking:
-                name, nbytes, _ = placed.buffers[i] or ("", 0, ())
+                name, nbytes, *_ = placed.buffers[i] or ("", 0)
                 values[i] = self._attached.attach(placed.token, name, nbytes, directories)
         if any(directory.is_home() for directory in self._directories.home(placed)):
             at_home = True
@@ -191,21 +201,22 @@ class BufferService(distributed.WorkerPlugin):
         names = tuple(ref[0] for ref, value in zip(placed.buffers, values, strict=False) if ref and value is None)
         return Missing(self._address, "" if at_home else self._identity(placed.token), at_home, names)
 
-    def exporter(self, placed: Placed) -> Callable[[memoryview], Any]:
-        """Give what makes the copies of results: large ones in the client's own directory, if it is here."""
-        homes = [directory for directory in self._directories.home(placed) if directory.is_home()]
-        if not homes:
-            return copied
+    def export(self, view: memoryview, placed: Placed | None, key: str) -> Any:
+        """Copy a large buffer of the result of the task `key`.
 
-        def export(view: memoryview) -> Any:
-            if view.nbytes >= MIN_MAPPED_NBYTES:
-                name = f"{placed.result}-{uuid4().hex}"
-                with contextlib.suppress(OSError):
-                    homes[0].write(name, [view], view.nbytes, own=False)
-                    return StoredResult(name, view.nbytes).as_tuple()
+        It goes into the client's own directory, if that is here; else it stays here until the client has fetched it:
+        as Dask's own data it would pass through the scheduler.
+        """
+        if self._address.startswith("inproc://"):
             return copied(view)
-
-        return export
+        name = f"{'' if placed is None else placed.result}-{uuid4().hex}"
+        for directory in [] if placed is None else self._directories.home(placed):
+            if directory.is_home():
+                with contextlib.suppress(OSError):
+                    directory.write(name, [view], view.nbytes, own=False)
+                    return StoredResult(name, view.nbytes).as_tuple()
+        self._results.setdefault(key, {})[name] = copied(view)
+        return StoredResult(name, view.nbytes, self._address).as_tuple()
 
     def lease(self, token: str, key: str) -> None:
         """Keep a client's buffers as long as Dask keeps `key`."""
@@ -218,12 +229,12 @@ class BufferService(distributed.WorkerPlugin):
                 return directory.identity()
         return ""
 
-    def _pull_all(self, placed: Placed, references: Sequence[tuple[str, int, tuple[str, ...]] | None]) -> None:
+    def _pull_all(self, placed: Placed, references: Sequence[tuple[Any, ...] | None]) -> None:
         """Get from other workers what they have; what fails is missing still, and the client is told."""
         for reference in references:
             if reference is None or not reference[2]:
                 continue
-            pulling = self._pull(placed, *reference)
+            pulling = self._pull(placed, *reference[:3])
             future = asyncio.run_coroutine_threadsafe(pulling, self._loop.asyncio_loop)
             while not future.done():
                 concurrent.futures.wait([future], _CLOSED_S)
@@ -376,6 +387,11 @@ class BufferService(distributed.WorkerPlugin):
             with contextlib.suppress(OSError):
                 error = error or OSError(errno.ECANCELED, "it is sent anew")
                 stack.__exit__(OSError, error, None)
+
+    def result(self, key: str, name: str, offset: int, nbytes: int) -> bytes | None:
+        """Give a piece of a result, None if it is not here any more."""
+        array = self._results.get(key, {}).get(name)
+        return None if array is None else array[offset : offset + nbytes].tobytes()
 
     def drop(self, token: str, name: str) -> None:
         """Remove a buffer that no task needs any more."""

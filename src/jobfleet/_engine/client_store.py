@@ -131,7 +131,7 @@ class ClientStore:
         if entry is not None and not entry.directory.holds(name):
             entry.directory.write(name, [blob.data], len(blob.data))
 
-    def placed(self, references: Sequence[tuple[str, int, tuple[str, ...]] | None], result: str) -> bytes | None:
+    def placed(self, references: Sequence[tuple[Any, ...] | None], result: str) -> bytes | None:
         """Give what tells a worker where buffers are, and how to name the files of results; None without either."""
         if not references and not self._directories:
             return None

@@ -8,7 +8,7 @@ import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -24,7 +24,8 @@ from .._ship import NEED_CODE, bootstrap, package_code
 from .._wire import NEED_DATA, Missing
 from ..errors import NoWorkersError
 from ..options import Options
-from .base import Lost, LostKind, Outcome, Overran, Session, Slots
+from .ahead import place_ahead
+from .base import AheadProgress, Lost, LostKind, Outcome, Overran, Session, Slots
 from .callers_slot import CallersSlot, callers_slot
 from .connect import usable_client
 from .courier import LINGERING_NBYTES, courier_of
@@ -103,8 +104,9 @@ class DaskEngine:
         keywords["priority"] = keywords.get("priority", 0) + self.depth
         watched = partial(_slots, client, options)
         room = Room(slots.total, callers_slot())
+        placement, addresses = placement_of(client), partial(_addresses, client, options)
         session = DaskSession(
-            client, keywords, watched, room, placement_of(client), self._cancelled, options.worker_ttl
+            client, keywords, watched, addresses, room, placement, self._cancelled, options.worker_ttl
         )
         session.limited = options.task_timeout is not None
         return session
@@ -144,6 +146,11 @@ async def _slots(client: distributed.Client, options: Options) -> Slots:
 def _works(worker: dict[str, Any]) -> bool:
     """Whether a worker takes tasks, or runs one: those that are paused may never take one again."""
     return worker.get("status") != "paused" or bool(worker["metrics"].get("executing"))
+
+
+async def _addresses(client: distributed.Client, options: Options) -> list[str]:
+    identity = await client.scheduler.identity()
+    return [address for address, worker in identity["workers"].items() if _eligible(address, worker, options)]
 
 
 def _eligible(address: str, worker: dict[str, Any], options: Options) -> bool:
@@ -247,6 +254,7 @@ class DaskSession:
         client: distributed.Client,
         keywords: dict[str, Any],
         slots: Callable[[], Awaitable[Slots]],
+        addresses: Callable[[], Awaitable[list[str]]],
         room: Room,
         placement: Placement,
         cancelled: Callable[[], bool],
@@ -255,6 +263,7 @@ class DaskSession:
         self._client = client
         self._keywords = keywords
         self._slots = slots
+        self._addresses = addresses
         self._placement = placement
         self.keeper: Keeper = placement.store
         self.help_s = 0.0
@@ -279,6 +288,10 @@ class DaskSession:
         self.limited = False
         self._sent = {}
         self._overran = {}
+
+    def place_ahead(self, blobs: Sequence[Blob], report: Callable[[AheadProgress], None]) -> None:
+        """Return when every host has these buffers, or will get them with its tasks."""
+        place_ahead(self._client, self._placement, self._addresses, blobs, report)
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk, after the next `flush`; returns at once."""
@@ -382,7 +395,7 @@ class DaskSession:
         if chunk.nbytes > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
         with_code = self._client not in _equipped
-        plain = {blob.digest for blob in chunk.placed if not blob.stored}
+        plain = {blob.digest for blob in chunk.placed if not blob.is_on_hosts}
         for _ in range(_MAX_SENDINGS):
             travelling = await asyncio.gather(
                 *(
@@ -427,8 +440,11 @@ class DaskSession:
             await self._cancel_if_closed()
             return future
 
+        async def result_of(key: str, future: distributed.Future) -> Any:
+            return await self._placement.fetched(await future._result(), key)
+
         async def result_of_copy(copy: str) -> Any:
-            return await (await send(copy, package_code()[1]))._result()
+            return await result_of(copy, await send(copy, package_code()[1]))
 
         def send_copy() -> tuple[str, Awaitable[Any]]:
             copy = f"{key.rpartition('-')[0]}-{uuid4().hex}"
@@ -444,9 +460,10 @@ class DaskSession:
                 if key not in self._silent:
                     raise
                 waiting.uncancel()
-                reply = await Copies(send_copy, self._silent.__contains__).first(key, first._result())
+                reply = await Copies(send_copy, self._silent.__contains__).first(key, result_of(key, first))
             else:
                 may_linger = _nbytes(reply) <= LINGERING_NBYTES
+                reply = await self._placement.fetched(reply, key)
             return reply
         except asyncio.CancelledError:
             overran = [self._overran[future.key] for future in sent if future.key in self._overran]

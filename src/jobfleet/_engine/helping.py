@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from .._data.buffers import Keeper
+from .._data.buffers import Blob, Keeper
 from .._data.packing import PackedChunk
-from .base import Lost, Outcome, Session, Slots
+from .base import AheadProgress, Lost, Outcome, Session, Slots
 from .local import LocalSession
 
 #: Others would need longer than this to hear of work, do it and give it back.
@@ -40,6 +40,10 @@ class HelpingSession:
         self._cluster = cluster
         self._here = here
         self._changed: Callable[[Slots], None] | None = None
+
+    def place_ahead(self, blobs: Sequence[Blob], report: Callable[[AheadProgress], None]) -> None:
+        """Return when every host of the cluster has these buffers, or will get them with its tasks."""
+        self._cluster.place_ahead(blobs, report)
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk; returns at once."""

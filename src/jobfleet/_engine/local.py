@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 
 import numpy as np
 
-from .._data.buffers import InProcess, Keeper
+from .._data.buffers import Blob, InProcess, Keeper
 from .._data.packing import PackedChunk
 from .._wire import Request
 from .._worker.interrupt import Interruptible, insist
 from .._worker.run import run_chunk
 from ..options import Options
-from .base import Lost, LostKind, Outcome, Slots
+from .base import AheadProgress, Lost, LostKind, Outcome, Slots
 from .place import NestedBackend, TaskPlace, call_later
 
 
@@ -24,6 +24,8 @@ def run_here(chunk: PackedChunk, place: TaskPlace) -> Outcome:
     """Run a chunk in this thread."""
     values = [*(np.frombuffer(blob.data, dtype=np.uint8) for blob in chunk.placed), *chunk.inline]
     try:
+        for file in [blob.file for blob in chunk.placed if blob.file is not None]:
+            file.require_current()
         return run_chunk(Request.from_bytes(chunk.request), values, place)
     except Exception as error:  # a fault of ours: the policy decides
         return Lost(LostKind.ENGINE, error)
@@ -103,6 +105,9 @@ class LocalSession:
         # What tasks print goes where the caller's output would.
         self._context = copy_context()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+
+    def place_ahead(self, blobs: Sequence[Blob], report: Callable[[AheadProgress], None]) -> None:
+        """Do nothing: they are here."""
 
     def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
         """Run a chunk; returns at once."""

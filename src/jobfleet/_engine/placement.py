@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
+from distributed.comm.addressing import get_address_host
 from distributed.comm.core import CommClosedError
 
 from .. import _bootstrap
-from .._data.buffers import MIN_STORED_NBYTES, Blob
+from .._data.buffers import MIN_STORED_NBYTES, Blob, Kept, content_digest
 from .._ship import by_value, package_code
+from .._store import FileRegion
 from .._wire import Missing, StoredResult
 from .buffer_service import LEASE_PREFIX, PIECE_NBYTES, operation
 from .client_store import ClientStore
@@ -31,6 +33,9 @@ _REACH_S = 5.0
 #: How long a piece may take.
 _PIECE_S = 60.0
 
+#: Pieces of results that pass through the scheduler, which holds several copies of each.
+_RELAYED_NBYTES = 2**22
+
 #: How often a buffer is brought to one host for a chunk, before it travels with the chunk.
 _MAX_SUPPLIES = 3
 
@@ -43,8 +48,8 @@ _WATCH_S = 0.5
 #: Buffers on the cluster as Dask's own data, or on their way to it, by content.
 Placing = dict[bytes, "asyncio.Task[distributed.Future]"]
 
-#: Name and size of a buffer, and addresses of workers that have it.
-Reference = tuple[str, int, tuple[str, ...]]
+#: As in `Placed`.
+Reference = tuple[str, int, tuple[str, ...], tuple[Any, ...] | None]
 
 _lock = threading.Lock()
 _placements: weakref.WeakKeyDictionary[distributed.Client, Placement] = weakref.WeakKeyDictionary()
@@ -74,6 +79,10 @@ class Placement:
     store: ClientStore
     pinned: Placing
     """Buffers of scattered objects that could not be stored: they outlive the call."""
+    ahead: set[bytes]
+    """What every host has been given."""
+    sent_nbytes: int
+    """What this client has sent of buffers."""
     _holders: dict[str, dict[str, str]]
     """Of each buffer, the hosts that have it, and a worker of each."""
     _leases: dict[str, distributed.Future]
@@ -83,17 +92,22 @@ class Placement:
     """How often each buffer was brought to each host."""
     _reached: dict[str, bool]
     """Whether this client reaches a worker without the scheduler."""
+    _silent_hosts: set[str]
+    """Where a worker did not even refuse to answer."""
     _dropping: set[asyncio.Task[None]]
 
     def __init__(self, client: distributed.Client) -> None:
         self._client = weakref.ref(client)
         self.store = ClientStore()
         self.pinned = {}
+        self.ahead = set()
+        self.sent_nbytes = 0
         self._holders = {}
         self._leases = {}
         self._locks = weakref.WeakValueDictionary()
         self._supplies = {}
         self._reached = {}
+        self._silent_hosts = set()
         self._dropping = set()
 
     async def watch_client(self) -> None:
@@ -108,10 +122,12 @@ class Placement:
 
     def references(self, blobs: Sequence[Blob], plain: Collection[bytes]) -> list[Reference | None]:
         """Tell where the buffers of a chunk are; None for those of `plain`, which are sent along."""
-        return [None if blob.digest in plain else self._reference(blob.digest.hex(), len(blob.data)) for blob in blobs]
+        return [None if blob.digest in plain else self._reference(blob) for blob in blobs]
 
-    def _reference(self, name: str, nbytes: int) -> Reference:
-        return name, nbytes, tuple(self._holders.get(name, {}).values())[-_MAX_SOURCES:]
+    def _reference(self, blob: Blob) -> Reference:
+        name = (blob.copy or blob).digest.hex()
+        holders = tuple(self._holders.get(name, {}).values())[-_MAX_SOURCES:]
+        return name, len(blob.data), holders, None if blob.file is None else blob.file.as_tuple()
 
     async def supply(
         self, missing: Missing, blobs: Sequence[Blob], references: Sequence[Reference | None]
@@ -131,18 +147,50 @@ class Placement:
         -------
         set
             Those that must travel with the chunk instead.
+
+        Raises
+        ------
+        RuntimeError
+            What one shows, a file of the user's, is not what it was.
         """
         plain: set[bytes] = set()
         for blob, reference in zip(blobs, references, strict=True):
             if reference is None or reference[0] not in missing.names:
                 continue
             try:
-                if not await self._supply(blob, missing, reference[2]):
+                if blob.file is not None and reference[0] == blob.digest.hex():
+                    # That worker does not see the file; the next try names the copy.
+                    is_there = await self._copied(blob, blob.file)
+                else:
+                    is_there = await self._supply(blob.copy or blob, missing, reference[2])
+                if not is_there:
                     plain.add(blob.digest)
             except (OSError, TimeoutError, CommClosedError, ValueError) as error:
                 # The worker is gone, or the scheduler, or the disk is full: the next try tells.
                 logger.info("buffer %s was not brought to %s: %r", reference[0], missing.worker, error)
         return plain
+
+    async def _copied(self, blob: Blob, file: FileRegion) -> bool:
+        """Take what a file holds into the store, for workers that do not see it; False: there is no room."""
+        async with self._locks.setdefault(blob.digest.hex(), asyncio.Lock()):
+            if blob.copy is not None:
+                return True
+            kept = await asyncio.to_thread(self._keep, memoryview(blob.data))
+            try:
+                file.require_current()
+            except RuntimeError:
+                self.store.drop(kept.digest, False)
+                raise
+            if not kept.stored:
+                return False
+            if not blob.users:  # the call has ended meanwhile
+                self.store.drop(kept.digest, True)
+                return True
+            blob.copy = Blob(kept)
+            return True
+
+    def _keep(self, view: memoryview) -> Kept:
+        return self.store.keep(view, content_digest(view))
 
     async def _supply(self, blob: Blob, missing: Missing, told: tuple[str, ...]) -> bool:
         name = blob.digest.hex()
@@ -181,24 +229,38 @@ class Placement:
             )
             if taken is not True:
                 return False
+            self.sent_nbytes += min(PIECE_NBYTES, view.nbytes - offset)
         return True
 
     async def _call(self, worker: str, op: str, **message: Any) -> Any:
         """Ask a worker's buffer service, directly or else through the scheduler."""
+        is_reached = await self._reaches(worker)
         client = self._client()
         if client is None:
             raise CommClosedError("the client is gone")
-        if worker not in self._reached:
+        if is_reached:
+            return await asyncio.wait_for(getattr(client.rpc(worker), operation(op))(**message), _PIECE_S)
+        call = client.scheduler.broadcast(msg={"op": operation(op), **message}, workers=[worker])
+        return (await asyncio.wait_for(call, _PIECE_S))[worker]
+
+    async def _reaches(self, worker: str) -> bool:
+        """Whether the client can speak to a worker itself.
+
+        Where nothing answers, not even a refusal, the host's other workers are not asked.
+        """
+        host, client = get_address_host(worker), self._client()
+        if client is None:
+            raise CommClosedError("the client is gone")
+        if worker not in self._reached and host not in self._silent_hosts:
             try:
                 await asyncio.wait_for(client.rpc(worker).echo(data=b""), _REACH_S)
                 self._reached[worker] = True
             except (OSError, TimeoutError) as error:
                 logger.info("worker %s is reached through the scheduler only: %r", worker, error)
                 self._reached[worker] = False
-        if self._reached[worker]:
-            return await asyncio.wait_for(getattr(client.rpc(worker), operation(op))(**message), _PIECE_S)
-        call = client.scheduler.broadcast(msg={"op": operation(op), **message}, workers=[worker])
-        return (await asyncio.wait_for(call, _PIECE_S))[worker]
+                if isinstance(error, TimeoutError):
+                    self._silent_hosts.add(host)
+        return self._reached.get(worker, False)
 
     def _lease(self, host: str, worker: str) -> None:
         """Have a host keep what it was sent as long as this client lives."""
@@ -233,6 +295,39 @@ class Placement:
             await self._call(worker, "drop", token=self.store.token, name=name)
         except (OSError, TimeoutError, CommClosedError, ValueError) as error:
             logger.info("worker %s did not remove buffer %s: %r", worker, name, error)
+
+    async def fetched(self, reply: Any, key: str) -> Any:
+        """Give a task's reply with the buffers that its worker holds for this client.
+
+        Raises
+        ------
+        TimeoutError
+            The worker is gone: the task must run again.
+        """
+        if not isinstance(reply, (list, tuple)) or not reply or isinstance(reply[0], str):
+            return reply
+        reply = list(reply)
+        for i, buffer in enumerate(reply):
+            if isinstance(buffer, tuple) and (result := StoredResult(*buffer)).worker:
+                reply[i] = await self._fetch(result, key)
+        return reply
+
+    async def _fetch(self, result: StoredResult, key: str) -> np.ndarray[Any, Any]:
+        data = np.empty(result.nbytes, dtype=np.uint8)
+        offset = 0
+        while offset < result.nbytes:
+            message = {"key": key, "name": result.name, "offset": offset}
+            try:
+                direct = await self._reaches(result.worker)
+                n = PIECE_NBYTES if direct else _RELAYED_NBYTES
+                piece = await self._call(result.worker, "result", nbytes=n, **message)
+            except (OSError, TimeoutError, CommClosedError) as error:
+                raise TimeoutError(f"worker {result.worker}, which has a result, does not answer: {error!r}") from error
+            if not isinstance(piece, bytes) or not piece:
+                raise TimeoutError(f"worker {result.worker} has lost a result")
+            data[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
+            offset += len(piece)
+        return data
 
     async def results(self, reply: list[Any], name: str) -> list[Any]:
         """Give a reply with the buffers that a worker of this host has left in files."""

@@ -52,11 +52,10 @@ async def count_private_memory(worker: distributed.Worker) -> None:
 
 
 def shared_memory() -> int | None:
-    """Give the bytes of shared memory that are resident in this process; None if the kernel does not say."""
+    """Give the bytes of shared memory, and of files, resident in this process; None if the kernel does not say."""
     with contextlib.suppress(OSError, ValueError), open("/proc/self/status", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("RssShmem:"):
-                return int(line.split()[1]) * 1024
+        parts = [int(line.split()[1]) for line in lines if line.startswith(("RssShmem:", "RssFile:"))]
+        return sum(parts) * 1024 if parts else None
     return None
 
 
@@ -72,7 +71,7 @@ def _in_the_nanny(dask_worker: Any) -> None:
         try:
             with open(f"/proc/{nanny.process.process.pid}/status", encoding="ascii") as lines:
                 words = dict(line.split(":", 1) for line in lines if ":" in line)
-            own = (int(words["VmRSS"].split()[0]) - int(words["RssShmem"].split()[0])) * 1024
+            own = int(words["RssAnon"].split()[0]) * 1024
             manager = nanny.memory_manager
             if own <= manager.memory_limit * manager.memory_terminate_fraction:
                 return None

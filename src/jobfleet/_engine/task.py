@@ -52,6 +52,12 @@ class DaskPlace(TaskPlace):
             logger.debug("the scheduler does not hear that %s starts", message, exc_info=True)
 
 
+def current_key() -> str:
+    """Give the key of the Dask task that this thread runs."""
+    key: str = thread_state.key
+    return key
+
+
 @contextlib.contextmanager
 def dask_place(nested_backend: NestedBackend, others_wait: bool = False) -> Iterator[TaskPlace]:
     """Give the Dask task that this thread runs.

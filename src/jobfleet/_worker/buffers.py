@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
-from .._store import Attached, StoreDirectory, directory_path
+from .._store import Attached, FileRegion, StoreDirectory, directory_path
 from .._wire import Placed
 
 #: What was attached stays so for a while: to map it again, and touch all its pages, would cost each chunk some time.
@@ -52,6 +52,21 @@ class AttachedBuffers:
             if buffer is not None:
                 return buffer
         return None
+
+    def attach_file(self, region: FileRegion) -> Attached | None:
+        """Give a part of a file of the user's, if it is here and as it was in the client."""
+        key = ("", repr(region))
+        with self._lock:
+            attached = self._attached.get(key)
+        if attached is None:
+            attached = region.attach()
+        elif not region.is_current():
+            return None
+        if attached is not None:
+            with self._lock:
+                attached = self._attached.setdefault(key, attached)
+                self._keep(key, attached)
+        return attached
 
     def _keep(self, key: tuple[str, str], attached: Attached) -> None:
         self._kept[key] = (time.monotonic(), attached)
@@ -127,6 +142,7 @@ def attach_all(
         if reference is None:
             values.append(next(rest))
         else:
-            name, nbytes, _ = reference
-            values.append(attached.attach(placed.token, name, nbytes, directories))
+            name, nbytes, _, file = reference
+            found = None if file is None else attached.attach_file(FileRegion(*file))
+            values.append(found or attached.attach(placed.token, name, nbytes, directories))
     return [*values, *rest]
