@@ -101,7 +101,7 @@ class Host:
         return self._namespace.call(*command)
 
     def start(self, *command, **keywords):
-        """Start a process on this host: `subprocess.Popen`, in a process group of its own."""
+        """Start a process on this host, in a process group of its own, by `subprocess.Popen`; it begins in `/`."""
         process = subprocess.Popen(self._namespace.command(*command), start_new_session=True, **keywords)
         self._running.append(process)
         return process
@@ -113,7 +113,8 @@ class Host:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         for process in running:
-            process.wait(END_WITHIN_S)
+            with process:  # closes its pipes as well
+                process.wait(END_WITHIN_S)
 
     def cut(self):
         """Cut the link, as far away from the host as can be: packets are lost in silence, both ways."""
