@@ -34,15 +34,16 @@ class Plan:
 @click.option("--rows", default="all", help=f"Comma-separated: {', '.join(row.name for row in ROWS)}.")
 @click.option("--subjects", default=",".join(SUBJECTS), show_default=True, help="Comma-separated.")
 @click.option("--workers", default="2,8", show_default=True, help="Numbers of worker processes, comma-separated.")
-@click.option("--size-mb", default=300, show_default=True, help="Of the data; strings have a tenth.")
+@click.option("--size-mb", default=200, show_default=True, help="Of the data; strings have a tenth.")
 @click.option("--repeats", default=3, show_default=True, help="How often each row is timed; the built-in once.")
+@click.option("--minutes", default=15.0, show_default=True, help="No repeat begins that would end later than that.")
 @click.option("--no-memory", is_flag=True, help="Only time: leave out the runs whose memory is watched.")
 @click.option("--quick", is_flag=True, help="Everything small, once, on two workers: to see that it runs.")
 @click.option("--json", "path", type=FILE, help="Where the numbers are kept; rows that are there are replaced.")
 @click.option("--add", is_flag=True, help="Add to the repeats that are there.")
 @click.option("--show", is_flag=True, help="Measure nothing: print the tables of what is kept.")
 @click.option("--write", is_flag=True, help="Put the tables into benchmarks/README.md and README.md.")
-def main(rows, subjects, workers, size_mb, repeats, no_memory, quick, path, add, show, write):
+def main(rows, subjects, workers, size_mb, repeats, minutes, no_memory, quick, path, add, show, write):
     """Measure what large arguments cost with jobfleet, joblib's built-in Dask backend and loky, in turns."""
     path = path or HERE / "results" / ("quick.json" if quick else "data.json")
     if quick:
@@ -53,9 +54,13 @@ def main(rows, subjects, workers, size_mb, repeats, no_memory, quick, path, add,
         plan = Plan(
             [row for row in ROWS if row.name in names], _chosen(subjects, SUBJECTS), size_mb, repeats, not no_memory
         )
-        for n_workers in map(int, workers.split(",")):
+        numbers = [int(number) for number in workers.split(",")]
+        for n_workers in numbers:
             _prepare(plan, n_workers, results if add else {}, results)
-            _measure(plan, n_workers, results, lambda: save(path, results))
+        begun = time.monotonic()
+        for done, n_workers in enumerate(numbers, 1):
+            until = begun + 60 * minutes * done / len(numbers)
+            _measure(plan, n_workers, results, lambda: save(path, results), until)
     text = tables(results)
     click.echo(text)
     if write:
@@ -81,22 +86,30 @@ def _prepare(plan, n_workers, known, results):
         results[key(row, n_workers)] = result
 
 
-def _measure(plan, n_workers, results, keep):
+def _measure(plan, n_workers, results, keep, until):
+    # What is needed of all rows first, then repeats as long as there is time.
+    rounds = [(0, False), *([(0, True)] if plan.memory else []), *((i, False) for i in range(1, plan.repeats))]
+    lasted = dict.fromkeys(plan.subjects, 0.0)
     with Turns(n_workers, plan.size_mb * 10**6) as turns:
-        for i in range(plan.repeats + plan.memory):
-            watch = i == plan.repeats
+        for i, watch in rounds:
+            subjects = [s for s in plan.subjects if watch or i < REPEATS_AT_MOST.get(s, plan.repeats)]
+            if i and time.monotonic() + sum(lasted[s] for s in subjects) > until:
+                click.echo(f"{n_workers} workers: no time for repeat {i + 1} of {plan.repeats}", err=True)
+                break
+            if not watch:
+                lasted = dict.fromkeys(subjects, 0.0)
             for row in plan.rows:
-                result = results[key(row, n_workers)]
-                for subject in plan.subjects:
-                    has_none = (row.name, subject) == ("scatter", "loky")
-                    if has_none or (not watch and i >= REPEATS_AT_MOST.get(subject, plan.repeats)):
+                for subject in subjects:
+                    if (row.name, subject) == ("scatter", "loky"):
                         continue
                     start = time.monotonic()
                     sample = turns.take(row, subject, watch)
-                    result.samples.setdefault(subject, []).append(sample)
-                    text = progress(sample, time.monotonic() - start)
-                    click.echo(f"{key(row, n_workers)}: {subject} {text}", err=True)
+                    took_s = time.monotonic() - start
+                    if not watch:
+                        lasted[subject] += took_s
+                    results[key(row, n_workers)].samples.setdefault(subject, []).append(sample)
                     keep()
+                    click.echo(f"{row.name}, {n_workers} workers: {subject} {progress(sample, took_s)}", err=True)
 
 
 def _write(results, text):

@@ -26,8 +26,9 @@ from .rows import LEAVE, MEET_S
 #: How long one step may take.
 STEP_S = 150.0
 SAMPLE_S = 0.05
-#: What was used before may be let go a while later: so long nothing must have changed by more than `STILL`.
-STILL_S = 2.5
+#: What was used before may be let go a while later, by workers of jobfleet each 2 seconds: so long nothing must have
+#: changed by more than `STILL`.
+STILL_S = {"jobfleet": 2.5, "builtin": 0.5, "loky": 0.5}
 STILL = 0.03
 SETTLE_S = 15.0
 
@@ -148,7 +149,7 @@ class Turns:
     """
 
     def __init__(self, n_workers, nbytes):
-        self._n_workers = n_workers
+        self.n_workers = n_workers
         self._nbytes = nbytes
         self._subjects = {}
         self._n_turns = 0
@@ -159,13 +160,13 @@ class Turns:
         try:
             subject = self._subjects.get(name)
             if subject is None:
-                subject = self._subjects[name] = Subject(name, self._n_workers)
+                subject = self._subjects[name] = Subject(name, self.n_workers)
             else:
                 subject.resume()
             sample = self._turn(subject, row, watch)
             subject.stop()
         except Failed as failure:
-            print(f"{row.name}, {self._n_workers} workers: {failure}", file=sys.stderr)
+            print(f"{row.name}, {self.n_workers} workers: {failure}", file=sys.stderr)
             if name in self._subjects:
                 self._subjects.pop(name).close()
             return {"failed": 1.0}
@@ -181,12 +182,12 @@ class Turns:
             return {"wall_s": sample["wall_s"], "sockets": sample["sockets"] / size}
         with tempfile.TemporaryDirectory(prefix="jobfleet-bench-") as meeting:
             size = subject.order(**order, watch=meeting)["nbytes"]
-            before = settled(subject.memory, size)
+            before = settled(subject.memory, size, STILL_S[subject.name])
             with Peak(subject.memory) as peak:
                 subject.order()
                 subject.send()
                 deadline = time.monotonic() + MEET_S
-                while len(os.listdir(meeting)) < self._n_workers and time.monotonic() < deadline:
+                while len(os.listdir(meeting)) < self.n_workers and time.monotonic() < deadline:
                     time.sleep(SAMPLE_S)
                 held = subject.memory()
                 Path(meeting, LEAVE).touch()
@@ -207,12 +208,12 @@ class Turns:
         self.close()
 
 
-def settled(memory, size):
+def settled(memory, size, still_s):
     """Give the memory that is used when nothing more is let go."""
     deadline = time.monotonic() + SETTLE_S
     last = memory()
     while True:
-        time.sleep(STILL_S)
+        time.sleep(still_s)
         now = memory()
         if abs(now - last) < STILL * size or time.monotonic() > deadline:
             return now

@@ -54,15 +54,17 @@ def _rows(results, n_workers):
 
 
 def _times(results, n_workers):
-    measures = (("wall_s", "s"), ("sockets", "sockets"), ("memory", "memory"), ("peak", "peak"))
-    lines = [["row", *(f"{s}: {title}" for _, title in measures for s in SUBJECTS), "repeats"]]
+    # What loky sends goes through pipes.
+    measures = (("wall_s", "s", SUBJECTS), ("sockets", "sockets", SUBJECTS[:2]), ("memory", "memory", SUBJECTS))
+    measures += (("peak", "peak", SUBJECTS),)
+    lines = [["row", *(f"{s}: {title}" for _, title, subjects in measures for s in subjects), "repeats"]]
     notes = []
     size = 0.0
     for row, result in _rows(results, n_workers):
         size = result.facts["size_mb"]
         cells = []
-        for what, _ in measures:
-            for subject in SUBJECTS:
+        for what, _, subjects in measures:
+            for subject in subjects:
                 mark = "~" if what in ("wall_s", "sockets") and _is_reduced(row, subject) else ""
                 cells.append(_number(result.median(subject, what), mark))
         times = [sum("wall_s" in sample for sample in result.samples.get(s, [])) for s in SUBJECTS]
@@ -74,7 +76,7 @@ def _times(results, n_workers):
             if _is_reduced(row, subject):
                 load = row.load(subject)
                 what = f"{load['n_calls']} of {row.calls} calls" if row.calls > 1 else f"{load['n_tasks']} tasks"
-                notes.append(f"~ {row.name}: {subject} ran {what}; its numbers are of these.")
+                notes.append(f"~ {row.name}: {subject} ran {what} only; its numbers are of these, not scaled up.")
     title = f"{size:.0f} MB, {n_workers} worker processes; medians; sockets, memory and its peak in sizes of the data"
     return "\n".join([title, "", *aligned(lines), *notes])
 
