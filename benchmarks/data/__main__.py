@@ -1,5 +1,7 @@
 """The command line."""
 
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,8 @@ def main(rows, subjects, workers, size_mb, repeats, minutes, no_memory, quick, p
         plan = Plan(
             [row for row in ROWS if row.name in names], _chosen(subjects, SUBJECTS), size_mb, repeats, not no_memory
         )
+        # What was started is ended then too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         numbers = [int(number) for number in workers.split(",")]
         for n_workers in numbers:
             _prepare(plan, n_workers, results if add else {}, results)
