@@ -153,7 +153,6 @@ def test_an_array_crosses_each_link_once_and_hosts_feed_each_other(cluster):
         call(N_WORKERS, nbytes=8)
         with cluster.counted() as crossed:
             assert set(call(N_WORKERS)) == set(WORKER_HOSTS)
-        print(crossed)
         for name in WORKER_HOSTS:
             assert 1 <= crossed[name].received < ABOUT_ONCE, crossed
             assert cluster.stored(name) == [NBYTES]
@@ -174,7 +173,6 @@ def test_a_client_that_reaches_the_scheduler_only(cluster):
     try:
         with cluster.client("client") as call, cluster.counted() as crossed:
             assert set(call(N_WORKERS, returned=NBYTES // 4)) == set(WORKER_HOSTS)
-        print(crossed)
         assert 1 <= crossed["client"].sent < ABOUT_ONCE, crossed
         assert all(crossed[name].received < ABOUT_ONCE for name in WORKER_HOSTS), crossed
     finally:
@@ -193,9 +191,10 @@ def test_a_late_host_that_reaches_no_other_worker_is_served_by_the_client(cluste
             cluster.start_worker("late")
             with cluster.counted() as crossed:
                 assert "late" in call(N_WORKERS + 1)
-            print(crossed)
             assert 1 <= crossed["late"].received < ABOUT_ONCE, crossed
             assert 1 <= crossed["client"].sent < ABOUT_ONCE, crossed
+            assert crossed["scheduler"].received < NEARLY_NOTHING, crossed
+            assert cluster.stored("late") == [NBYTES]
         finally:
             for name in WORKER_HOSTS:
                 late.reunite(cluster.hosts[name])
