@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.witness import wait_until
+
 NETWORK = "192.0.2"  # reserved for documentation: nobody's
 NOBODY = "02:00:00:00:00:ff"
 INTERFACE = "eth0"
-END_WITHIN_S = 15
+END_WITHIN_S = 30
 
 
 class Unavailable(Exception):
@@ -107,14 +109,27 @@ class Host:
         return process
 
     def kill(self):
-        """Kill all that was started here, at once, and wait for it."""
+        """Kill all that runs on this host, at once, and wait for it."""
         running, self._running = self._running, []
         for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+        # And what these have started, in whatever group.
+        wait_until(lambda: not self._killed(), f"nothing runs on {self.name}", END_WITHIN_S)
         for process in running:
             with process:  # closes its pipes as well
                 process.wait(END_WITHIN_S)
+
+    def _killed(self):
+        """Kill what is found in the namespace; gives what that was."""
+        found = []
+        here = os.readlink(f"/proc/{self._namespace.pid}/ns/net")
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            # It may just have ended, and one that has ended but was not waited for has no namespace.
+            with contextlib.suppress(OSError):
+                if int(pid) != self._namespace.pid and os.readlink(f"/proc/{pid}/ns/net") == here:
+                    os.kill(int(pid), signal.SIGKILL)
+                    found.append(pid)
+        return found
 
     def cut(self):
         """Cut the link, as far away from the host as can be: packets are lost in silence, both ways."""
@@ -146,8 +161,10 @@ class Host:
 
     def close(self):
         """Kill what runs here, and end the host."""
-        self.kill()
-        self._namespace.close()
+        try:
+            self.kill()
+        finally:
+            self._namespace.close()
 
 
 class Network:
@@ -187,9 +204,10 @@ class Network:
 
     def close(self):
         """End all hosts, with all that runs there."""
-        for host in self.hosts.values():
-            host.close()
-        self._switch.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._switch.close)
+            for host in self.hosts.values():
+                stack.callback(host.close)
 
     def __enter__(self):
         return self

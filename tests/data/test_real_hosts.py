@@ -10,7 +10,7 @@ import pytest
 from tests.data.conftest import plain_environment
 from tests.netns import network_or_skip
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 NBYTES = 48 * 10**6
 #: With headers, the tasks themselves, and what Dask says meanwhile.
@@ -25,16 +25,18 @@ N_WORKERS = 4
 
 PROGRAM = """
 import json, sys
+
+START_WITHIN_S = 90
 import numpy as np, jobfleet
 from distributed import Client
 from joblib import Parallel, delayed, parallel_config
 from tests.data.for_workers import on_real_host
 
 def main(address):
-    with Client(address) as client, parallel_config("dask", client=client):
+    with Client(address, timeout=START_WITHIN_S) as client, parallel_config("dask", client=client):
         for line in sys.stdin:
             asked = json.loads(line)
-            client.wait_for_workers(asked["n"], timeout=30)
+            client.wait_for_workers(asked["n"], timeout=START_WITHIN_S)
             # Whole numbers: their sum does not depend on how the memory is aligned.
             array = np.random.default_rng(0).integers(0, 1000, asked["nbytes"] // 8).astype(float)
             returned = asked["returned"] // 8

@@ -1,7 +1,9 @@
 """The hosts of `tests.netns` reach each other exactly as a test has it."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.netns import network_or_skip
@@ -71,9 +73,11 @@ def test_hosts_share_no_files_and_leave_nothing(tmp_path):
         assert a.path(own / "file").exists()
         assert not b.path(own / "file").exists()
         assert os.listdir(own) == []
-        running = a.start("sleep", "600")
-        assert running.poll() is None
+        running = a.start("sh", "-c", "setsid sleep 600 & echo $!; wait", stdout=subprocess.PIPE, text=True)
+        started = Path("/proc", running.stdout.readline().strip())
+        assert started.exists()
         holder = a.path("/")
     assert running.poll() is not None
+    wait_until(lambda: not started.exists(), "what it has started is gone")
     wait_until(lambda: not holder.exists(), "the namespace is gone")
     assert os.listdir(own) == []
