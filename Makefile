@@ -49,7 +49,7 @@ bench-simulate: $(VENV)/.ready ## Simulate how calls are cut into chunks, for up
 bench-scale: $(VENV)/.ready ## Measure what a task costs in clusters of up to 64 workers in one process
 	$(BIN)/python -m benchmarks.scale $(BENCH_ARGS)
 
-bench-data: $(VENV)/.ready ## Measure what large arguments cost beside joblib's other backends (an hour); BENCH_ARGS="--rows list" chooses
+bench-data: $(VENV)/.ready ## Measure what large arguments cost beside joblib's other backends (15 minutes); BENCH_ARGS="--rows list" chooses
 	$(BIN)/python -m benchmarks.data $(BENCH_ARGS)
 
 format: $(VENV)/.ready ## Put the style right where a machine can

@@ -20,6 +20,12 @@ START_WITHIN_S = 30
 SHARED_MEMORY = "/dev/shm"
 
 
+def plain_environment(temporary):
+    """Give the environment of a process that finds the tests, and none of the caller's settings."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
+    return env | {"PYTHONPATH": str(ROOT), "DASK_TEMPORARY_DIRECTORY": str(temporary)}
+
+
 class Hosts:
     """Starts a scheduler, and workers on hosts of any name; "" is the client's own.
 
@@ -38,10 +44,8 @@ class Hosts:
 
     def environment(self, host=""):
         """Give the environment of a process on this host."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
-        env["PYTHONPATH"] = str(ROOT)
+        env = plain_environment(self.temporary)
         env["DASK_JOBFLEET__SHARED_MEMORY"] = str(self.shared_memory)
-        env["DASK_TEMPORARY_DIRECTORY"] = str(self.temporary)
         if host:
             env["DASK_JOBFLEET__HOST"] = host
         return env

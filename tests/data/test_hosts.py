@@ -1,5 +1,6 @@
 """Over the network a buffer crosses once per host; what is lost on the way is sent again."""
 
+import fcntl
 import os
 import threading
 
@@ -83,12 +84,13 @@ def test_with_workers_on_the_clients_host_nothing_is_sent(hosts, connect, tmp_pa
     assert traffic.sent == 0
 
 
-def test_a_host_that_joins_late_is_served(hosts, connect, tmp_path):
+@pytest.mark.parametrize("scatter", [False, True], ids=["automatic", "scatter"])
+def test_a_host_that_joins_late_is_served(hosts, connect, tmp_path, scatter):
     hosts.start_worker("first")
     client = connect(1)
     traffic = Traffic(client)
     array = floats()
-    with parallel_config("dask", client=client):
+    with parallel_config("dask", client=client, scatter=[array] if scatter else []):
         results = Parallel(return_as="generator", batch_size=1)(
             delayed(held_up)(array, tmp_path / "gate", tmp_path / "ran") for _ in range(12)
         )
@@ -171,27 +173,40 @@ def test_more_than_the_store_may_keep_goes_and_comes_back(hosts, connect, host):
 
 
 @pytest.mark.parametrize("host", ["", "far"])
-def test_one_call_may_need_more_than_the_store_may_keep(hosts, connect, host):
-    """What no unfinished task needs goes while the call runs, and comes back for the next that does."""
+def test_what_makes_room_in_the_middle_of_a_call_comes_back(hosts, connect, host):
+    """An array that no task needs at the moment goes for another, and is needed again."""
     stat = os.statvfs(hosts.shared_memory)
-    share = 3.5 * 8 * N / (stat.f_blocks * stat.f_frsize)
+    share = 1.5 * 8 * N / (stat.f_blocks * stat.f_frsize)
     hosts.start_worker(host)
     client = connect(1, **{"jobfleet.shared-memory-share": share})
-    arrays = [floats(i) for i in range(5)]
-    most = 0
+    traffic = Traffic(client)
+    first, second = floats(1), floats(2)
+    written = []
 
     def tasks():
-        nonlocal most
-        for _ in range(2):
-            for array in arrays:
-                for _ in range(4):
-                    most = max(most, sum(path.stat().st_size for path in hosts.files("")))
-                    yield delayed(look)(array)
+        # When a task is asked for, one may be running still: here it is one that needs none of the arrays.
+        yield from [delayed(look)(array) for array in (first, first, None, None)]
+        wait_until(lambda: not any(map(in_use, hosts.files(host))), "the worker has let go of it")
+        written.extend(path.stat().st_ino for path in hosts.files(host))
+        yield from [delayed(look)(array) for array in (second, None, None, first, first)]
 
     with parallel_config("dask", client=client):
-        results = Parallel(n_jobs=2, batch_size=1, pre_dispatch=4)(tasks())
-    assert [total for *_, (total,) in results] == [array.sum() for _ in range(2) for array in arrays for _ in range(4)]
-    assert 8 * N <= most <= 4 * 8 * N
+        results = Parallel(n_jobs=2, batch_size=1, pre_dispatch=2)(tasks())
+    sums = [total for *_, totals in results for total in totals]
+    assert sums == [array.sum() for array in (first, first, second, first, first)]
+    assert len(written) == 1
+    assert written[0] not in [path.stat().st_ino for path in hosts.files(host)]
+    assert traffic.sent == (3 * 8 * N if host else 0)
+
+
+def in_use(path):
+    """Tell whether a process maps a file of a store."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def test_two_threads_and_two_clients_at_once(hosts, connect, tmp_path):

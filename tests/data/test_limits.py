@@ -1,7 +1,9 @@
 """Where there is little shared memory, or a worker's memory is limited."""
 
+import json
 import os
 import subprocess
+import sys
 import warnings
 
 import dask.config
@@ -13,7 +15,9 @@ from joblib import Parallel, delayed, parallel_config
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 
+from tests.data.conftest import plain_environment
 from tests.data.for_workers import look, mapped_file
+from tests.netns import network_or_skip
 from tests.witness import wait_until
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.slow]
@@ -144,3 +148,58 @@ def touch_for_a_while(X):
     while time.monotonic() < end:
         X.sum()
     return os.getpid(), psutil.Process().memory_info().rss
+
+
+IN_A_CONTAINER = """
+import json, warnings
+import numpy as np, jobfleet
+from distributed import Client, LocalCluster
+from joblib import Parallel, delayed, parallel_config
+from tests.data.for_workers import look
+
+def main():
+    array = np.random.default_rng(0).integers(0, 1000, 12_000_000).astype(float)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+        parallel_config("dask", client=client),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        for _ in range(2):
+            answers = Parallel(batch_size=1)(delayed(look)(array) for _ in range(4))
+            assert [total for *_, (total,) in answers] == [array.sum()] * 4
+        results = Parallel(batch_size=1)(delayed(np.full)(array.size, float(i)) for i in range(2))
+        assert [set(result) for result in results] == [{0.0}, {1.0}]
+        print(json.dumps({
+            "files": sorted({file for _, (file,), _ in answers}),
+            "warned": [str(w.message) for w in caught if "jobfleet" in str(w.message)],
+        }))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["disk", "full disk"])
+def test_shared_memory_of_64_megabytes_as_in_containers(tmp_path, full):
+    """Arrays and results of 96 MB, with the settings everybody has."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "program.py").write_text(IN_A_CONTAINER)
+    own = ["/dev/shm", disk] if full else ["/dev/shm"]
+    with network_or_skip("container", own_directories=own, size="64m") as (host,):
+        env = plain_environment(disk) | {"TMPDIR": str(disk)}
+        program = host.start(sys.executable, tmp_path / "program.py", env=env, stdout=subprocess.PIPE, text=True)
+        said, _ = program.communicate(timeout=80)
+        assert program.returncode == 0
+        said = json.loads(said)
+        if full:
+            (warned,) = said["warned"]
+            assert str(8 * 12_000_000) in warned
+            assert not any("jobfleet-store" in file for file in said["files"])
+        else:
+            assert said["warned"] == []
+            assert all(file.startswith(f"{disk}/jobfleet-store") for file in said["files"]), said
+        assert host.call("ls", "/dev/shm") == ""
+        assert not list(disk.glob("jobfleet-store*"))
