@@ -83,8 +83,10 @@ class CallersSlot:
 
     def _leave(self, thread: threading.Thread) -> None:
         self._n_waits += 1
-        if self._n_waits == 1 and thread not in pool_state.executor._threads:
-            self._n_waits += 1  # the user's code has given it up by itself, and may want to stay without
+        executor = getattr(pool_state, "executor", None)
+        if self._n_waits == 1 and (executor is None or thread not in executor._threads):
+            # The user's code has given it up by itself, or the task has none: it runs in an executor of another kind.
+            self._n_waits += 1
         if not self.is_given_up:
             self.is_given_up = True
             if self._n_waits == 1:
