@@ -27,8 +27,8 @@ _of_thread = threading.local()
 
 
 def callers_slot() -> CallersSlot | None:
-    """Give the slot of the Dask task that this thread runs; None if it runs none."""
-    if not hasattr(thread_state, "execution_state"):
+    """Give the slot of the Dask task that this thread runs; None if it runs none, or in an executor of the user's."""
+    if not hasattr(thread_state, "execution_state") or not hasattr(pool_state, "executor"):
         return None
     run = thread_state.key, thread_state.start_time
     slot: CallersSlot | None = getattr(_of_thread, "slot", None)
@@ -83,10 +83,8 @@ class CallersSlot:
 
     def _leave(self, thread: threading.Thread) -> None:
         self._n_waits += 1
-        executor = getattr(pool_state, "executor", None)
-        if self._n_waits == 1 and (executor is None or thread not in executor._threads):
-            # The user's code has given it up by itself, or the task has none: it runs in an executor of another kind.
-            self._n_waits += 1
+        if self._n_waits == 1 and thread not in pool_state.executor._threads:
+            self._n_waits += 1  # the user's code has given it up by itself, and may want to stay without
         if not self.is_given_up:
             self.is_given_up = True
             if self._n_waits == 1:
