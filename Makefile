@@ -9,6 +9,7 @@ PINS := requirements/constraints.txt
 LOWEST_PINS := requirements/lowest.txt
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+UPSTREAM_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -26,8 +27,8 @@ test: $(VENV)/.ready ## Run the tests; PYTEST_ARGS="-k word" chooses some
 soak: $(VENV)/.ready ## Run a search for SOAK_MINUTES (15) while faults strike its cluster at random
 	$(BIN)/python -m tests.faults.soak
 
-test-upstream: $(VENV)/.ready ## Run the installed tests of joblib and scikit-learn with jobfleet as their backend
-	$(BIN)/python -m tests.upstream
+test-upstream: $(VENV)/.ready ## Run joblib's and scikit-learn's own tests on jobfleet; UPSTREAM_ARGS="--patience 5" if the machine is busy
+	$(BIN)/python -m tests.upstream $(UPSTREAM_ARGS)
 
 test-lowest: $(LOWEST)/.ready ## Run the tests with the oldest supported versions of the dependencies
 	$(LOWEST)/bin/python -m pytest -W ignore::DeprecationWarning $(PYTEST_ARGS)  # old releases warn of each other

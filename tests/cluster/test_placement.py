@@ -1,6 +1,10 @@
-"""Which worker a chunk goes to, where Dask does not put it right afterwards."""
+"""Slots of tasks that make calls: what is sent while they have them, and who has none."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import dask
 import dask.config
+import distributed
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
@@ -32,3 +36,26 @@ def test_inner_tasks_sent_before_their_caller_waits_use_its_slot_too(without_ste
         Parallel()(delayed(inner)(1) for _ in range(4))  # a short wait behind them, as Dask then has it
         Parallel(n_jobs=2)(delayed(outer)() for _ in range(1))
     assert count(tmp_path / "2") == 2
+
+
+clients = []
+"""The tasks' one, which run in this process: what Dask would give them outlives the cluster."""
+
+
+def call_without_slot():
+    distributed.secede()
+    return call()
+
+
+def call():
+    with parallel_config("dask", client=clients[-1]):
+        return [Parallel(n_jobs=2)(delayed(abs)(-i) for i in range(4)) for _ in range(2)]
+
+
+@pytest.mark.parametrize(("task", "executor"), [(call_without_slot, "default"), (call, "other")])
+def test_a_users_own_task_that_has_no_slot_to_give_up_may_call(small_cluster, task, executor):
+    with ThreadPoolExecutor(1) as other:
+        client = small_cluster({"executor": {"other": other}}, {})
+        clients.append(client)
+        with dask.annotate(executor=executor, workers=[0]):
+            assert client.submit(task).result(timeout=30) == [[0, 1, 2, 3]] * 2

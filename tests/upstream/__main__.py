@@ -34,6 +34,8 @@ def main():
     )
     parser.add_argument("pytest_args", nargs="*", help="after --: further arguments of pytest, such as -k EXPRESSION")
     options = parser.parse_args()
+    # Shells have what they start in the background ignore it, and a suite that hangs is to say which tests failed.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     results = {suite: _run(suite, options) for suite in options.suite or SUITES}
     print()
     for suite, (code, seconds) in results.items():

@@ -27,8 +27,8 @@ _of_thread = threading.local()
 
 
 def callers_slot() -> CallersSlot | None:
-    """Give the slot of the Dask task that this thread runs; None if it runs none."""
-    if not hasattr(thread_state, "execution_state"):
+    """Give the slot of the Dask task that this thread runs; None if it runs none, or in an executor of the user's."""
+    if not hasattr(thread_state, "execution_state") or not hasattr(pool_state, "executor"):
         return None
     run = thread_state.key, thread_state.start_time
     slot: CallersSlot | None = getattr(_of_thread, "slot", None)
