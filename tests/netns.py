@@ -5,6 +5,7 @@ into, live in processes that end with this one, and the namespaces with them: no
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ NETWORK = "192.0.2"  # reserved for documentation: nobody's
 NOBODY = "02:00:00:00:00:ff"
 INTERFACE = "eth0"
 END_WITHIN_S = 15
+CLONE_NEWNET = 0x40000000
 
 
 class Unavailable(Exception):
@@ -114,6 +116,13 @@ class Host:
                 os.killpg(process.pid, signal.SIGKILL)
         for process in running:
             process.wait(END_WITHIN_S)
+
+    def enter(self):
+        """Have this process, which must have one thread only, live on the host's network, with its own files."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open(f"/proc/{self._namespace.pid}/ns/net") as namespace:
+            if libc.setns(namespace.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"cannot enter the network of {self.name}")
 
     def cut(self):
         """Cut the link, as far away from the host as can be: packets are lost in silence, both ways."""

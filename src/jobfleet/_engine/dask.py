@@ -190,7 +190,7 @@ class DaskSession:
     _waiting: dict[str, asyncio.Task[Any]]
     """Who waits for the task with a key, and knows of no other that could answer for it."""
     _silent: set[str]
-    """Tasks on workers that are silent."""
+    """Tasks on workers that are silent, or whose results are there only."""
 
     def __init__(
         self,
@@ -333,7 +333,7 @@ class DaskSession:
             return future
 
         async def result_of_copy(copy: str) -> Any:
-            return await (await send(copy, package_code()[1]))._result()
+            return await courier.result_apart(await send(copy, package_code()[1]))
 
         def send_copy() -> tuple[str, Awaitable[Any]]:
             copy = f"{key.rpartition('-')[0]}-{uuid4().hex}"
@@ -351,7 +351,7 @@ class DaskSession:
                 if key not in self._silent:
                     raise
                 waiting.uncancel()
-                reply = await Copies(send_copy, self._silent.__contains__).first(key, first._result())
+                reply = await Copies(send_copy, self._silent.__contains__).first(key, courier.result_apart(first))
             else:
                 may_linger = _nbytes(reply) <= LINGERING_NBYTES
             return reply
@@ -434,6 +434,7 @@ class DaskSession:
             return
         self._next_look_s = now + interval_s(self._worker_ttl)
         self._silent = set(await silent_keys(self._client, self._worker_ttl))
+        courier_of(self._client).set_apart(self._silent)
         for key in self._silent:
             waiting = self._waiting.pop(key, None)
             if waiting is not None:
