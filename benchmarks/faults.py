@@ -1,7 +1,8 @@
 """What comes of a call when something fails: jobfleet beside joblib's built-in Dask backend, as a table.
 
-The rows are those of the plan of faults (``tests/faults/plan.py``) and the stops of ``tests/faults/test_stops.py``. Each
-runs on a cluster of its own in a process of its own, which is killed at the deadline: what hangs is said to hang.
+The rows are those of the plan of faults (``tests/faults/plan.py``) and the ways to stop a call
+(``tests/faults/stops.py``). Each runs on a cluster of its own in a process of its own, which is killed at the
+deadline: what hangs is said to hang.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def write(lines: list[str], kept: dict[str, Any]) -> None:
     """Put the table between its marks."""
     machine = kept["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    where = f"{machine['cpus']} processors ({machine['cpu']}), {machine['system']}, Python {machine['python']}, {versions}"
+    where = (
+        f"{machine['cpus']} processors ({machine['cpu']}), {machine['system']}, Python {machine['python']}, {versions}"
+    )
     text = PAGE.read_text()
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])

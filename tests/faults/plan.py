@@ -100,15 +100,25 @@ PLAN = [
     scenario("a worker is killed", strikes.kill, At.START, others=0, return_as="generator"),
     scenario("a worker is killed", strikes.kill, At.RESULT, others=2),
     scenario("a worker is killed", strikes.kill, At.LAST),
-    scenario("two workers die of the same task, and a third one does it", strikes.kill, **NANNY, attempts=2, most=3, others=2),
+    scenario(
+        "two workers die of the same task, and a third one does it", strikes.kill, **NANNY, attempts=2, most=3, others=2
+    ),
     scenario("an outer task's worker is killed", strikes.kill, work=workloads.OUTER, nanny=True, others=12),
     scenario("an inner task's worker is killed", strikes.kill, work=workloads.INNER, nanny=True, others=12),
     scenario("a worker is retired", strikes.retire, return_as="generator"),
     scenario("a worker is retired", strikes.retire, At.RESULT, work=workloads.ON_AN_ARRAY, others=2),
     scenario("a worker freezes for good", strikes.freeze, options=SILENT, work=workloads.ON_AN_ARRAY),
-    scenario("a worker freezes for good", strikes.freeze, At.START, options=SILENT, others=0, return_as="generator_unordered"),
+    scenario(
+        "a worker freezes for good", strikes.freeze, At.START, options=SILENT, others=0, return_as="generator_unordered"
+    ),
     scenario("a worker freezes for good", strikes.freeze, At.RESULT, options=SILENT, others=2),
-    scenario("a worker freezes, and is back in time", strikes.freeze_for_a_moment, options={"worker_ttl": 20.0}, most=1, others=0),
+    scenario(
+        "a worker freezes, and is back in time",
+        strikes.freeze_for_a_moment,
+        options={"worker_ttl": 20.0},
+        most=1,
+        others=0,
+    ),
     # The workers together
     scenario("all workers die, and one joins later", strikes.kill_all_and_start_one, others=3),
     scenario(
@@ -154,12 +164,24 @@ PLAN = [
         words="killed by signal 11",
     ),
     # The disk
-    scenario("disk and shared memory are full", strikes.fill_disk, work=workloads.LARGE_RESULTS, small_disk=True, most=1, others=0),
+    scenario(
+        "disk and shared memory are full",
+        strikes.fill_disk,
+        work=workloads.LARGE_RESULTS,
+        small_disk=True,
+        most=1,
+        others=0,
+    ),
     # What does not pickle
     scenario("an argument does not pickle", work=workloads.BAD_ARGUMENT, ends="SerializationError", words="call 3"),
     scenario("a result does not pickle", work=workloads.BAD_RESULT, ends="SerializationError", words="call 3"),
     scenario("a result does not unpickle", work=workloads.UNREADABLE, ends="SerializationError", words="call 3"),
-    scenario("an exception does not unpickle", work=workloads.BAD_EXCEPTION, ends="SerializationError", words="call 3.*OddError"),
+    scenario(
+        "an exception does not unpickle",
+        work=workloads.BAD_EXCEPTION,
+        ends="SerializationError",
+        words="call 3.*OddError",
+    ),
 ]
 
 #: Everything that happens to a worker, at every point, however results are taken: `make test-faults`.

@@ -1,7 +1,7 @@
 """Plays one row of the plan: a cluster of processes, a call on it, what strikes meanwhile, and what comes of it.
 
-``python -m tests.faults.scene ROW SUBJECT DIRECTORY`` does so in a process of its own and prints the report. Rows that cut the
-network need one, since it goes to live on another network.
+``python -m tests.faults.scene ROW SUBJECT DIRECTORY`` does so in a process of its own and prints the report. Rows
+that cut the network need one, since it goes to live on another network.
 """
 
 import contextlib
@@ -235,8 +235,9 @@ class Scene:
             try:
                 assert is_held.wait(START_WITHIN_S)
                 open_gate(self.directory / f"gate-{attempt}")
+                look = by_value(_has_only_results)
                 wait_until(
-                    lambda: observer.run_on_scheduler(by_value(_has_only_results), worker=address), "its worker has results only"
+                    lambda: observer.run_on_scheduler(look, worker=address), "its worker has nothing but results"
                 )
                 yield
             finally:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.faults.plan import EVERY, PLAN, as_expected, row_id
+from tests.faults.plan import PLAN, as_expected, row_id
 from tests.faults.scene import perform, perform_apart
 from tests.netns import Unavailable
 

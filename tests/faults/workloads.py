@@ -65,7 +65,8 @@ def _unless(act):
 
 
 def _bad_argument(directory, held, attempts):
-    return [delayed(tasks.noted_square)(directory / "ran", tasks.Unsendable() if i in held else i) for i in range(N_TASKS)]
+    numbers = [tasks.Unsendable() if i in held else i for i in range(N_TASKS)]
+    return [delayed(tasks.noted_square)(directory / "ran", i) for i in numbers]
 
 
 _sums = [sum((10 * i + j) ** 2 for j in range(4)) for i in range(N_OUTER)]
@@ -73,7 +74,9 @@ _sums = [sum((10 * i + j) ** 2 for j in range(4)) for i in range(N_OUTER)]
 SQUARES = Workload(_squares, [i * i for i in range(N_TASKS)])
 ON_AN_ARRAY = Workload(_on_an_array, [i * i + 2**17 for i in range(N_TASKS)])
 TWO_HELD = Workload(_seconds_held, SQUARES.results, held=(), victim=("ran", 0), ready=4)
-LARGE_RESULTS = Workload(_large, [(2**18, i, i) for i in range(N_TASKS)], read=lambda a: (a.size, int(a.min()), int(a.max())))
+LARGE_RESULTS = Workload(
+    _large, [(2**18, i, i) for i in range(N_TASKS)], read=lambda a: (a.size, int(a.min()), int(a.max()))
+)
 OUTER = Workload(_nested, _sums, held=(11,), victim=("outer", 1))
 INNER = Workload(_nested, _sums, held=(11,), victim=("ran", 11))
 SEGFAULT, LEAVE, EAT = map(_unless, (tasks.segfault, tasks.leave, tasks.eat))
