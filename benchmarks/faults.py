@@ -7,10 +7,12 @@ deadline: what hangs is said to hang.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +29,32 @@ KEPT = HERE / "results" / "faults.json"
 PAGE = HERE / "README.md"
 MARKS = ("<!-- faults -->", "<!-- end faults -->")
 SUBJECTS = ("jobfleet", "builtin")
+NAMES = [*dict.fromkeys(plan.row_name(row) for row in plan.PLAN if row.shown), *stops.STOPS, stops.CLIENT_DIES]
 
 
 @click.command()
 @click.option("--rows", default="", help="Only rows whose name has this in it.")
-@click.option("--deadline", "deadline_s", default=40.0, show_default=True, help="What takes longer hangs.")
+@click.option("--deadline", "deadline_s", default=60.0, show_default=True, help="What takes longer hangs.")
+@click.option("--jobs", default=1, show_default=True, help="Rows at a time: more are sooner done, each takes longer.")
 @click.option("--json", "path", type=click.Path(path_type=Path), default=KEPT, help="Where the reports are kept.")
 @click.option("--page", is_flag=True, help=f"Write the table into {PAGE.name}, too.")
 @click.option("--show", is_flag=True, help="Run nothing: print the table of what is kept.")
-def main(rows: str, deadline_s: float, path: Path, page: bool, show: bool) -> None:
+def main(rows: str, deadline_s: float, jobs: int, path: Path, page: bool, show: bool) -> None:
     """Break clusters under both backends, and tell what came of it."""
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     if not show:
-        kept["machine"], kept["deadline_s"] = facts(), deadline_s
-        for name in dict.fromkeys([*(plan.row_name(row) for row in plan.PLAN if row.shown), *stops.NAMES]):
-            if rows in name:
-                kept["rows"][name] = {}
-                for subject in SUBJECTS:
-                    kept["rows"][name][subject] = entry = run(name, subject, deadline_s)
-                    click.echo(f"{subject}, {name}: {entry}", err=True)
-                path.write_text(json.dumps(kept, indent=1) + "\n")
+        kept |= {"machine": facts(), "deadline_s": deadline_s, "jobs": jobs}
+        names = [name for name in NAMES if rows in name]
+        # In their order, whatever was there before.
+        kept["rows"] = {name: {} if name in names else kept["rows"].get(name, {}) for name in NAMES}
+
+        def one(of: tuple[str, str]) -> None:
+            entry = kept["rows"][of[0]][of[1]] = run(*of, deadline_s)
+            click.echo(f"{', '.join(of)}: {entry}", err=True)
+
+        with ThreadPoolExecutor(jobs) as threads:
+            list(threads.map(one, itertools.product(names, SUBJECTS)))
+        path.write_text(json.dumps(kept, indent=1) + "\n")
     lines = table(kept)
     click.echo("\n".join(lines))
     if page:
@@ -64,6 +72,8 @@ def run(name: str, subject: str, deadline_s: float) -> dict[str, Any]:
             return {"outcome": f"hangs (> {deadline_s:g} s)", "seconds": round(time.monotonic() - began, 1)}
         except Unavailable as reason:
             return {"outcome": f"not run: {reason}"}
+        except RuntimeError:
+            return {"outcome": "no cluster could be started"}
     if row is None:
         return {"outcome": report.told, "seconds": round(report.seconds, 1)}
     return {"outcome": outcome(row, report), "seconds": round(report.seconds, 1), "again": report.run_again()}

@@ -32,6 +32,7 @@ class Processes:
         self.scheduler_file = self.directory / "scheduler.json"
         self.running = []
         self.environment = {}
+        self.scheduler_path = ()
 
     def listens_on(self, role):
         """Give the address for the next part."""
@@ -61,6 +62,7 @@ class Processes:
             "distributed.cli.dask_scheduler",
             "scheduler",
             *("--host", self.listens_on("scheduler"), "--port", str(port), "--no-dashboard"),
+            path=self.scheduler_path,
         )
         wait_until(lambda: self.scheduler_file.exists() or process.poll() is not None, "a scheduler", START_WITHIN_S)
         assert process.poll() is None, self.logs()

@@ -62,7 +62,7 @@ class Scenario:
     """The held task runs at most so often."""
     others: int = 1
     """All others together run at most so often more than once each."""
-    deadline_s: float = 30.0
+    deadline_s: float = 60.0
     goes_on: bool = True
     """The cluster is there afterwards, and the next call on it runs."""
     shown: bool = True
@@ -95,21 +95,35 @@ TO_A_LINK = [
 PLAN = [
     # A worker, at each point of the call; the full product is EVERY.
     scenario("a worker is killed", strikes.kill, return_as="generator_unordered"),
-    scenario("a worker is killed and its nanny restarts it", strikes.kill, nanny=True, work=workloads.ON_AN_ARRAY),
+    scenario(
+        "a worker is killed and its nanny restarts it",
+        strikes.kill,
+        nanny=True,
+        work=workloads.ON_AN_ARRAY,
+        shown=False,
+    ),
     scenario("a worker is killed with its nanny", strikes.kill_with_nanny, nanny=True, return_as="generator"),
-    scenario("a worker is killed", strikes.kill, At.START, others=0, return_as="generator"),
+    scenario("a worker is killed", strikes.kill, At.START, others=0, return_as="generator", shown=False),
     scenario("a worker is killed", strikes.kill, At.RESULT, others=2),
-    scenario("a worker is killed", strikes.kill, At.LAST),
+    scenario("a worker is killed", strikes.kill, At.LAST, shown=False),
     scenario(
         "two workers die of the same task, and a third one does it", strikes.kill, **NANNY, attempts=2, most=3, others=2
     ),
-    scenario("an outer task's worker is killed", strikes.kill, work=workloads.OUTER, nanny=True, others=12),
+    scenario(
+        "an outer task's worker is killed", strikes.kill, work=workloads.OUTER, nanny=True, others=12, shown=False
+    ),
     scenario("an inner task's worker is killed", strikes.kill, work=workloads.INNER, nanny=True, others=12),
     scenario("a worker is retired", strikes.retire, return_as="generator"),
-    scenario("a worker is retired", strikes.retire, At.RESULT, work=workloads.ON_AN_ARRAY, others=2),
+    scenario("a worker is retired", strikes.retire, At.RESULT, work=workloads.ON_AN_ARRAY, others=2, shown=False),
     scenario("a worker freezes for good", strikes.freeze, options=SILENT, work=workloads.ON_AN_ARRAY),
     scenario(
-        "a worker freezes for good", strikes.freeze, At.START, options=SILENT, others=0, return_as="generator_unordered"
+        "a worker freezes for good",
+        strikes.freeze,
+        At.START,
+        options=SILENT,
+        others=0,
+        return_as="generator_unordered",
+        shown=False,
     ),
     scenario("a worker freezes for good", strikes.freeze, At.RESULT, options=SILENT, others=2),
     scenario(
@@ -142,11 +156,13 @@ PLAN = [
     # Links
     scenario("a worker is cut off for good", strikes.cut_worker, cuts=True, options=SILENT),
     scenario("a worker is cut off, and is back in time", strikes.cut_worker_for_a_moment, cuts=True, most=1, others=0),
-    scenario("a worker is cut off for good", strikes.cut_worker, At.RESULT, cuts=True, options=SILENT, others=2),
+    scenario(
+        "a worker is cut off for good", strikes.cut_worker, At.RESULT, cuts=True, options=SILENT, others=2, shown=False
+    ),
     scenario("the client is cut off for a while", strikes.cut_client_for_a_moment, cuts=True, most=1, others=0),
     # Tasks that kill their worker
     scenario("a task kills its worker by a segfault", work=workloads.SEGFAULT, **DIES, words="killed by signal 11"),
-    scenario("a task ends its worker", work=workloads.LEAVE, **DIES, words="exited with status 3"),
+    scenario("a task ends its worker", work=workloads.LEAVE, **DIES, words="exited with status 3", shown=False),
     scenario(
         "a task takes more memory than its worker may",
         work=workloads.EAT,
@@ -175,7 +191,9 @@ PLAN = [
     # What does not pickle
     scenario("an argument does not pickle", work=workloads.BAD_ARGUMENT, ends="SerializationError", words="call 3"),
     scenario("a result does not pickle", work=workloads.BAD_RESULT, ends="SerializationError", words="call 3"),
-    scenario("a result does not unpickle", work=workloads.UNREADABLE, ends="SerializationError", words="call 3"),
+    scenario(
+        "a result does not unpickle", work=workloads.UNREADABLE, ends="SerializationError", words="call 3", shown=False
+    ),
     scenario(
         "an exception does not unpickle",
         work=workloads.BAD_EXCEPTION,

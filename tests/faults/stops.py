@@ -102,8 +102,8 @@ STOPS = {
 }
 
 
-#: Also that of another client, which needs a program of its own.
-NAMES = [*STOPS, "the client is killed"]
+#: A stop that needs a program of its own.
+CLIENT_DIES = "the client is killed"
 
 
 def assert_stopped(directory):
