@@ -90,7 +90,7 @@ def play(row, scene):
         report.seconds = time.monotonic() - began
         try:
             if striking is not None:
-                striking.result(START_WITHIN_S)
+                striking.result(WORKERS_WITHIN_S)
         except Exception as error:  # as above
             report.struck = str(error)
     report.ran = Counter(map(int, names(scene.directory / "ran")))
@@ -156,17 +156,20 @@ class Scene:
     ----------
     directory
         Where tasks leave their marks.
+    disk, shared
+        The small file system, if there is one, and where the client keeps large buffers.
     at_the_end
         What undoes the strikes.
     """
 
-    def __init__(self, row, directory, processes, client, subject, disk):
+    def __init__(self, row, directory, processes, client, subject, disk, shared):
         self.row = row
         self.directory = directory
         self.processes = processes
         self.client = client
         self.subject = subject
         self.disk = disk
+        self.shared = shared
         self.at_the_end = contextlib.ExitStack()
         self.first_pid = next(iter(client.run(os.getpid).values()))
         self.held = () if row.at is plan.At.START else row.work.held
@@ -307,7 +310,8 @@ def stage(row, directory, subject="jobfleet"):
         disk = stack.enter_context(_small_disk(directory / "disk")) if row.small_disk else None
         shared = disk or stack.enter_context(tempfile.TemporaryDirectory(prefix="jobfleet-tests-", dir="/dev/shm"))
         stack.enter_context(dask.config.set({"jobfleet.shared-memory": str(shared)}))
-        processes.environment = {"DASK_JOBFLEET__SHARED_MEMORY": str(shared)}
+        if not row.cuts:  # hosts have shared memory of their own
+            processes.environment = {"DASK_JOBFLEET__SHARED_MEMORY": str(shared)}
         if subject != "jobfleet":
             processes.scheduler_path = (ROOT,)  # Dask unpickles tasks there
         stack.callback(_end, processes)
@@ -318,7 +322,7 @@ def stage(row, directory, subject="jobfleet"):
             processes.enter()
         client = stack.enter_context(Client(scheduler_file=str(processes.scheduler_file), set_as_default=False))
         client.wait_for_workers(row.workers, timeout=WORKERS_WITHIN_S)
-        scene = Scene(row, directory, processes, client, subject, disk)
+        scene = Scene(row, directory, processes, client, subject, disk, Path(shared))
         stack.callback(scene.relieve)
         print(READY, flush=True)
         yield scene
@@ -349,10 +353,9 @@ def perform(row, directory, subject="jobfleet"):
     with stage(row, directory, subject) as scene:
         report = play(row, scene)
         scene.client.close()
-        shared = Path(dask.config.get("jobfleet.shared-memory", scene.directory))
 
         def files():
-            return list(shared.glob("jobfleet-store*"))
+            return list(scene.shared.glob("jobfleet-store*"))
 
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not files(), "no shared file is left", 10)

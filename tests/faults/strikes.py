@@ -11,10 +11,14 @@ import time
 import psutil
 from distributed import Client
 
+from tests.faults import tasks
 from tests.witness import marks, wait_until
 
 #: How long what comes back is away.
 AWAY_S = 2.0
+
+#: A worker may take so long to come: as long as tasks wait at their gate.
+COMES_WITHIN_S = tasks.HELD_S
 
 
 def kill(scene, pid):
@@ -64,15 +68,22 @@ def start_one(scene, pid):
     """Have a worker join, and wait until it has got work: the others, who are held up, keep theirs."""
     known = {mark["pid"] for mark in marks(scene.directory / "ran")}
     scene.start_worker()
-    wait_until(lambda: {m["pid"] for m in marks(scene.directory / "ran")} - known, "the new worker gets work")
+    wait_until(
+        lambda: {m["pid"] for m in marks(scene.directory / "ran")} - known, "the new worker gets work", COMES_WITHIN_S
+    )
 
 
 def kill_scheduler(scene, pid):
     scene.client._timeout = 2
-    # One that has closed itself leaves its thread.
-    scene.at_the_end.callback(scene.client._loop_runner.stop, 10)
+    scene.at_the_end.callback(let_go, scene.client)
     for process in scene.processes.running:
         process.kill()
+
+
+def let_go(client):
+    """Close a client that has lost its scheduler; one that has closed itself leaves its thread."""
+    client.close()
+    client._loop_runner.stop(10)
 
 
 def restart_scheduler(scene, pid):

@@ -9,6 +9,8 @@ from joblib import Parallel, delayed
 
 from tests.witness import mark, marks, names, pass_gate
 
+HELD_S = 60.0
+
 
 def square(i):
     return i * i
@@ -82,7 +84,7 @@ def hold(directory, held, attempts, i):
     mark(directory / "ran", i)
     attempt = names(directory / "ran").count(str(i))
     if i in held and attempt <= attempts:
-        pass_gate(directory / f"gate-{attempt}")
+        pass_gate(directory / f"gate-{attempt}", HELD_S)
 
 
 def held_square(directory, held, attempts, i):
@@ -95,7 +97,7 @@ def second_held_square(directory, held, attempts, i):
     is_first = all(entry["pid"] != os.getpid() for entry in marks(directory / "ran"))
     mark(directory / "ran", i)
     if not is_first:
-        pass_gate(directory / "gate-1")
+        pass_gate(directory / "gate-1", HELD_S)
     return i * i
 
 
