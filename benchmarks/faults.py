@@ -33,7 +33,7 @@ NAMES = [*dict.fromkeys(plan.row_name(row) for row in plan.PLAN if row.shown), *
 
 
 @click.command()
-@click.option("--rows", default="", help="Only rows whose name has this in it.")
+@click.option("--rows", default="", help="Comma-separated: only rows whose name has one of these in it.")
 @click.option("--deadline", "deadline_s", default=60.0, show_default=True, help="What takes longer hangs.")
 @click.option("--jobs", default=1, show_default=True, help="Rows at a time: more are sooner done, each takes longer.")
 @click.option("--json", "path", type=click.Path(path_type=Path), default=KEPT, help="Where the reports are kept.")
@@ -43,8 +43,8 @@ def main(rows: str, deadline_s: float, jobs: int, path: Path, page: bool, show: 
     """Break clusters under both backends, and tell what came of it."""
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     if not show:
-        kept |= {"machine": facts(), "deadline_s": deadline_s, "jobs": jobs}
-        names = [name for name in NAMES if rows in name]
+        kept["machine"] = facts()
+        names = [name for name in NAMES if any(part in name for part in rows.split(","))]
         # In their order, whatever was there before.
         kept["rows"] = {name: {} if name in names else kept["rows"].get(name, {}) for name in NAMES}
 
@@ -105,7 +105,7 @@ def outcome(row: plan.Scenario, report: Report) -> str:
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:57]}..."
+    return line if len(line) <= 40 else f"{line[:37]}..."
 
 
 def table(kept: dict[str, Any]) -> list[str]:
@@ -130,7 +130,9 @@ def write(lines: list[str], kept: dict[str, Any]) -> None:
     text = PAGE.read_text()
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    told = f"{where}. Measured at `{machine['commit']}`."
+    told = f"{where}. Measured at `{machine['commit']}`, with a load of {machine['load']:g} at the start."
+    if not all(len(entries) == len(SUBJECTS) for entries in kept["rows"].values()):
+        told += " What is empty has not been measured."
     PAGE.write_text("\n".join([before + MARKS[0], told, "", "```text", *lines, "```", MARKS[1] + after]))
 
 

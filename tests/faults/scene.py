@@ -370,6 +370,7 @@ def perform_stop(name, directory, subject):
     row = plan.Scenario(name=name)
     over = threading.Timer(TASKS_END_AFTER_S, (directory / "over").touch)
     with stage(row, directory, subject) as scene, scene.backend():
+        Parallel()(delayed(square)(i) for i in range(10))  # what starts for the first time takes its time
         stop = stops.STOPS.get(name) or partial(_let_client_die, scene.client.scheduler.address, subject)
         over.start()
         told = []
@@ -383,7 +384,7 @@ def perform_stop(name, directory, subject):
         over.join()
         wait_until_still(lambda: count(directory / "started"), window_s=2)
         n_late = sum(mark["at"] > began + 1 for mark in marks(directory / "started"))
-    told.append(f"{n_late} of {stops.N_TASKS} tasks started more than a second afterwards")
+    told.append(f"{n_late} of {stops.N_TASKS} tasks started later")
     told.append(f"the next call took {report.seconds:.1f} s")
     report.told = "; ".join(told)
     return report

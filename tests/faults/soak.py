@@ -33,17 +33,16 @@ DEADLINE_S = 120
 class Faults(threading.Thread):
     """Strikes a worker every few seconds, and sees to it that there are new ones."""
 
-    def __init__(self, processes, client, seed):
+    def __init__(self, processes, seed):
         super().__init__(daemon=True)
         self.processes = processes
-        self.client = client
         self.random = random.Random(seed)
         self.over = threading.Event()
         self.struck = Counter()
 
     def run(self):
         while not self.over.wait(self.random.uniform(1, 5)):
-            fault = self.random.choice([self.kill, self.kill, self.freeze, self.kill_with_nanny, self.retire])
+            fault = self.random.choice([self.kill, self.kill, self.freeze, self.kill_with_nanny])
             nannies = [process for process in self.processes.running[1:] if process.poll() is None]
             if nannies:
                 self.struck[fault.__name__] += fault(self.random.choice(nannies))
@@ -69,15 +68,6 @@ class Faults(threading.Thread):
     def kill_with_nanny(self, nanny):
         nanny.kill()
         nanny.wait()
-        return True
-
-    def retire(self, nanny):
-        addresses = list(self.client.ncores())
-        if len(addresses) < N_WORKERS:
-            return False
-        # Without waiting for it: the worker may be frozen.
-        chosen = [self.random.choice(addresses)]
-        self.client.loop.add_callback(self.client.retire_workers, chosen, asynchronous=True)
         return True
 
     def freeze(self, nanny):
@@ -122,7 +112,7 @@ def main():
                 processes.start_worker("--nanny")
             with Client(scheduler_file=str(processes.scheduler_file), set_as_default=False) as client:
                 client.wait_for_workers(N_WORKERS, timeout=180)
-                faults = Faults(processes, client, seed)
+                faults = Faults(processes, seed)
                 faults.start()
                 end = time.monotonic() + 60 * minutes
                 while time.monotonic() < end:
