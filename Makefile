@@ -13,7 +13,7 @@ UPSTREAM_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak test-upstream test-lowest lint format lock clean bench-dispatch bench-simulate bench-scale bench-data
+.PHONY: help demo test soak test-faults test-upstream test-lowest lint format lock clean bench-dispatch bench-simulate bench-scale bench-data bench-faults
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: $(VENV)/.ready ## Run the tests; PYTEST_ARGS="-k word" chooses some
 
 soak: $(VENV)/.ready ## Run a search for SOAK_MINUTES (15) while faults strike its cluster at random
 	$(BIN)/python -m tests.faults.soak
+
+test-faults: $(VENV)/.ready ## Have everything that may happen to a worker happen at every point of a call (10 minutes)
+	$(BIN)/python -m pytest tests/faults/suite_every.py $(PYTEST_ARGS)
 
 test-upstream: $(VENV)/.ready ## Run joblib's and scikit-learn's own tests on jobfleet; UPSTREAM_ARGS="--patience 5" if the machine is busy
 	$(BIN)/python -m tests.upstream $(UPSTREAM_ARGS)
@@ -52,6 +55,9 @@ bench-scale: $(VENV)/.ready ## Measure what a task costs in clusters of up to 64
 
 bench-data: $(VENV)/.ready ## Measure what large arguments cost beside joblib's other backends (15 minutes); BENCH_ARGS="--rows list" chooses
 	$(BIN)/python -m benchmarks.data $(BENCH_ARGS)
+
+bench-faults: $(VENV)/.ready ## Break clusters under jobfleet and under joblib's own Dask backend, and tell what comes of it (15 minutes)
+	$(BIN)/python -m benchmarks.faults --page $(BENCH_ARGS)
 
 format: $(VENV)/.ready ## Put the style right where a machine can
 	$(BIN)/ruff check --fix

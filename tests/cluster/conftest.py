@@ -31,15 +31,25 @@ class Processes:
         self.directory = Path(directory)
         self.scheduler_file = self.directory / "scheduler.json"
         self.running = []
+        self.environment = {}
+        self.scheduler_path = ()
+
+    def listens_on(self, role):
+        """Give the address for the next part."""
+        return "127.0.0.1"
+
+    def spawn(self, command, **keywords):
+        """Run a part whose address was given before."""
+        return subprocess.Popen(command, **keywords)
 
     def start(self, module, role, *arguments, path=()):
         """Start one part; what it says goes to a file that a failing test may show."""
         log = open(self.directory / f"{role}-{len(self.running)}.log", "w")  # noqa: SIM115 - the process keeps it
         with log:
-            process = subprocess.Popen(
+            process = self.spawn(
                 [sys.executable, "-m", module, "--scheduler-file", str(self.scheduler_file), *arguments],
                 cwd=self.directory,
-                env=process_environment(role, *path),
+                env=process_environment(role, *path) | self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -49,7 +59,10 @@ class Processes:
     def start_scheduler(self, port=0):
         """Start a scheduler and wait for its file."""
         process = self.start(
-            "distributed.cli.dask_scheduler", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
+            "distributed.cli.dask_scheduler",
+            "scheduler",
+            *("--host", self.listens_on("scheduler"), "--port", str(port), "--no-dashboard"),
+            path=self.scheduler_path,
         )
         wait_until(lambda: self.scheduler_file.exists() or process.poll() is not None, "a scheduler", START_WITHIN_S)
         assert process.poll() is None, self.logs()
@@ -65,7 +78,7 @@ class Processes:
             "--no-nanny",
             "--no-dashboard",
             "--host",
-            "127.0.0.1",
+            self.listens_on("worker"),
             "--local-directory",
             str(self.directory),
             *arguments,

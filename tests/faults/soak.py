@@ -110,9 +110,9 @@ def main():
             processes.start_scheduler()
             for _ in range(N_WORKERS):
                 processes.start_worker("--nanny")
-            faults = Faults(processes, seed)
             with Client(scheduler_file=str(processes.scheduler_file), set_as_default=False) as client:
-                client.wait_for_workers(N_WORKERS, timeout=60)
+                client.wait_for_workers(N_WORKERS, timeout=180)
+                faults = Faults(processes, seed)
                 faults.start()
                 end = time.monotonic() + 60 * minutes
                 while time.monotonic() < end:

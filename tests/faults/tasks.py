@@ -12,7 +12,9 @@ import psutil
 from distributed import get_worker
 from joblib import Parallel, delayed
 
-from tests.witness import mark, names, pass_gate, wait_until
+from tests.witness import mark, marks, names, pass_gate, wait_until
+
+HELD_S = 60.0
 
 
 def square(i):
@@ -39,26 +41,86 @@ def eat():
         time.sleep(0.02)
 
 
-def square_unless(directory, poison, kill, i):
-    """Give the square, or kill this process."""
+class OddError(Exception):
+    """Cannot be unpickled: `Exception` keeps one argument, and two are needed."""
+
+    def __init__(self, one, other):
+        super().__init__(one)
+
+
+def raise_odd():
+    raise OddError("one", "other")
+
+
+class Unsendable:
+    """Cannot be pickled."""
+
+    def __reduce__(self):
+        raise TypeError("does not pickle, on purpose")
+
+
+def unsendable():
+    return Unsendable()
+
+
+def fail_to_load():
+    raise ValueError("does not unpickle, on purpose")
+
+
+class Unreadable:
+    """Cannot be unpickled."""
+
+    def __reduce__(self):
+        return fail_to_load, ()
+
+
+def unreadable():
+    return Unreadable()
+
+
+def square_unless(directory, odd, act, i):
+    """Give the square, or do something else: kill this process, give what does not pickle."""
     mark(directory, i)
-    if i in poison:
-        kill()
+    return act() if i in odd else i * i
+
+
+def hold(directory, held, attempts, i):
+    """Leave a mark; the first attempts of those that are held wait at the gate of the attempt."""
+    mark(directory / "ran", i)
+    attempt = names(directory / "ran").count(str(i))
+    if i in held and attempt <= attempts:
+        pass_gate(directory / f"gate-{attempt}", HELD_S)
+
+
+def held_square(directory, held, attempts, i):
+    hold(directory, held, attempts, i)
     return i * i
 
 
-def square_behind_gate(directory, gate, held, i):
-    """Give the square; those that are held wait at the gate."""
-    mark(directory, i)
-    if i in held:
-        pass_gate(gate)
+def second_held_square(directory, held, attempts, i):
+    """Give the square; of each process the first task goes on, the second one waits at the gate."""
+    is_first = all(entry["pid"] != os.getpid() for entry in marks(directory / "ran"))
+    mark(directory / "ran", i)
+    if not is_first:
+        pass_gate(directory / "gate-1", HELD_S)
     return i * i
 
 
-def nested_sum(directory, gate, held, i):
-    """Give the sum of what inner tasks give; the inner task that is held waits at the gate."""
+def held_look(directory, held, attempts, array, i):
+    """Give a number that depends on a large array."""
+    hold(directory, held, attempts, i)
+    return i * i + int(array[2**17])
+
+
+def held_large(directory, held, attempts, i):
+    hold(directory, held, attempts, i)
+    return np.full(2**18, i)
+
+
+def nested_sum(directory, held, attempts, i):
+    """Give the sum of what inner tasks give."""
     mark(directory / "outer", i)
-    tasks = [delayed(square_behind_gate)(directory / "ran", gate, held, 10 * i + j) for j in range(4)]
+    tasks = [delayed(held_square)(directory, held, attempts, 10 * i + j) for j in range(4)]
     return sum(Parallel(batch_size=1)(tasks))
 
 

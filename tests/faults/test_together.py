@@ -1,7 +1,5 @@
-"""Calls beside and within each other while faults strike."""
+"""Calls of several clients on one cluster while faults strike."""
 
-import os
-import signal
 from collections import Counter
 
 import pytest
@@ -9,8 +7,8 @@ from distributed import Client
 from joblib import Parallel, delayed, parallel_config
 
 from tests.faults.conftest import assert_nothing_is_left, meanwhile
-from tests.faults.tasks import count_to_gate, leave, nested_sum, square_unless
-from tests.witness import marks, names, open_gate, wait_until
+from tests.faults.tasks import count_to_gate, leave, square_unless
+from tests.witness import names, open_gate, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -72,25 +70,4 @@ def test_poison_of_one_client_costs_the_other_no_result(cluster, tmp_path):
     assert ours == list(range(8))
     assert [r for r in results if isinstance(r, int)] == [0, 4, 9]
     assert Counter(names(tmp_path / "theirs"))["1"] == 3
-    assert_nothing_is_left(client)
-
-
-@pytest.mark.parametrize("who", ["outer", "inner"])
-def test_nested_calls_survive_the_death_of_a_worker(cluster, tmp_path, who):
-    """An outer task that runs again leaves no inner work behind."""
-    client = cluster("--nthreads", "2", nanny=True)
-    gate = tmp_path / "gate"
-    outer, inner = 1, 11
-
-    def strike():
-        ran = tmp_path / ("outer" if who == "outer" else "ran")
-        wait_until(lambda: str(inner) in names(tmp_path / "ran"), "the inner task runs")
-        name = str(outer if who == "outer" else inner)
-        os.kill(next(m["pid"] for m in marks(ran) if m["name"] == name), signal.SIGKILL)
-        open_gate(gate)
-
-    with meanwhile(strike), parallel_config("dask", client=client):
-        tasks = [delayed(nested_sum)(tmp_path, gate, [inner], i) for i in range(4)]
-        results = Parallel(batch_size=1)(tasks)
-    assert results == [sum((10 * i + j) ** 2 for j in range(4)) for i in range(4)]
     assert_nothing_is_left(client)

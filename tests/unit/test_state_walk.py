@@ -30,7 +30,7 @@ WAITING, DONE, GIVEN_UP = "waiting", "done", "given up"
 class Books:
     """Keep count of one call, and check each thing the machine asks for against it.
 
-    The result of task t is ``("result", t)``.
+    The result of task t is ``("result", t)``, or with `return_exceptions` the error it has come to.
     """
 
     def __init__(self, limits, slots):
@@ -59,6 +59,7 @@ class Books:
         self.twins = {}  # of two chunks with the same tasks each has the other
         self.had_twin = set()
         self.deaths_of_twin = {}
+        self.ended_badly = {}  # task: its error, which is its result
 
     @property
     def concurrency(self):
@@ -144,7 +145,7 @@ class Books:
         batch = self.batches[command.batch]
         assert command.batch not in self.delivered, "delivered twice"
         if command.error is None:
-            assert command.results == [("result", task) for task in batch]
+            assert command.results == [self.ended_badly.get(task, ("result", task)) for task in batch]
             assert {self.tasks[task] for task in batch} == {DONE}
             if self.limits.streamed and len(self.unconsumed) >= 2 * self.concurrency:
                 assert self.limits.ordered
@@ -197,6 +198,18 @@ class Books:
         self.errors[len(self.batches)] = [error]
         self.note_batch(1 + size % 3, GIVEN_UP)
         self.tell(BatchArrived(len(self.batches[-1]), error))
+
+    def a_batch_arrives_with_one_that_does_not_pickle(self, size, pick):
+        if not self.limits.return_exceptions:
+            return
+        self.note_batch(1 + size % 6, WAITING)
+        batch = self.batches[-1]
+        position, error = pick % len(batch), ValueError("in the client")
+        self.tasks[batch[position]] = DONE
+        self.ended_badly[batch[position]] = error
+        self.forgotten.append(batch[position])  # it was never kept
+        self.troubled.update(batch)
+        self.tell(BatchArrived(len(batch), None, {position: error}))
 
     def a_worker_replies(self, pick, each_s):
         self.reply(pick, None, each_s)
@@ -288,7 +301,7 @@ class Books:
         if self.chunks:
             number, tasks = self.settle(pick)
             error = RuntimeError("the cluster failed")
-            self.give_up(tasks, error)
+            self.give_up_batches(tasks, error)
             self.tell(ChunkLost(number, [LostKind.SCHEDULER, LostKind.ENGINE][kind % 2], error))
 
     def all_slots_go(self, _, __):
@@ -328,6 +341,14 @@ class Books:
         return number, tasks
 
     def give_up(self, tasks, error):
+        if self.limits.return_exceptions:
+            live = [task for task in tasks if self.tasks[task] is not GIVEN_UP]
+            self.tasks.update(dict.fromkeys(live, DONE))
+            self.ended_badly.update(dict.fromkeys(live, error))
+        else:
+            self.give_up_batches(tasks, error)
+
+    def give_up_batches(self, tasks, error):
         self.tasks.update(dict.fromkeys(tasks, GIVEN_UP))
         for batch in {self.batch_of[task] for task in tasks}:
             self.errors.setdefault(batch, []).append(error)
@@ -374,13 +395,15 @@ ANY_LIMITS = st.builds(
     ahead_per_slot=st.sampled_from([None, 1.0, 2.0]),
     no_workers_timeout_s=st.just(1e9),
     speculation=st.booleans(),
+    return_exceptions=st.booleans(),
 )
 #: In a walk each is as likely as it stands here.
 EVENTS = (
     [Books.a_batch_arrives, Books.a_worker_replies, Books.the_user_takes_results] * 4
     + [Books.a_worker_replies_with_a_part, Books.a_task_raises, Books.slots_change] * 2
-    + [Books.a_batch_arrives_that_does_not_pickle, Books.the_input_ends, Books.an_outcome_comes_a_second_time]
-    + [Books.a_worker_dies, Books.a_task_takes_too_long, Books.data_are_lost, Books.a_worker_tells_of_inner_calls]
+    + [Books.a_batch_arrives_that_does_not_pickle, Books.a_batch_arrives_with_one_that_does_not_pickle]
+    + [Books.the_input_ends, Books.an_outcome_comes_a_second_time, Books.a_worker_tells_of_inner_calls]
+    + [Books.a_worker_dies, Books.a_task_takes_too_long, Books.data_are_lost]
 )
 WORSE_EVENTS = [*EVENTS, Books.a_chunk_is_given_up, Books.all_slots_go]
 NUMBERS = st.integers(0, 60)

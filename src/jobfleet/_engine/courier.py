@@ -10,6 +10,7 @@ import asyncio
 import logging
 import weakref
 from collections import defaultdict
+from collections.abc import Set
 from types import NoneType
 from typing import Any
 
@@ -46,6 +47,10 @@ class Courier:
     """Results to be collected, by key."""
     _done: list[distributed.Future]
     """Whose results were collected; they are let go when the timer ends."""
+    _collections: dict[asyncio.Task[None], dict[str, asyncio.Future[Any]]]
+    """Each with what it is collecting."""
+    _apart: set[asyncio.Task[None]]
+    """Collections of one result each that may never come; held, since the loop does not."""
     _release_timer: asyncio.TimerHandle | None
 
     def __init__(self, client: distributed.Client) -> None:
@@ -54,7 +59,8 @@ class Courier:
         self._submissions = []
         self._arrivals = {}
         self._done = []
-        self._collections: set[asyncio.Task[None]] = set()
+        self._collections = {}
+        self._apart = set()
         self._release_timer = None
         self._replies = Replies(client)
 
@@ -90,13 +96,35 @@ class Courier:
             return await future._result()
         arrival = asyncio.get_running_loop().create_future()
         self._arrivals[future.key] = arrival
-        if len(self._collections) < _MAX_COLLECTIONS:
-            collection = asyncio.ensure_future(self._collect_all())
-            self._collections.add(collection)
-            collection.add_done_callback(self._collections.discard)
+        self._collect()
         is_there, value = await arrival
         # If it is not, its worker has died: Dask computes it again, or says why not.
         return value if is_there else await future._result()
+
+    async def result_apart(self, future: distributed.Future) -> Any:
+        """Wait for a task's result and collect it alone: its worker may be silent, and no other result is to wait."""
+        await future._state.wait()
+        if future.status == "finished":
+            data = await self._gather([future.key])
+            if future.key in data:
+                return data[future.key]
+        return await future._result()
+
+    def set_apart(self, silent: Set[str]) -> None:
+        """Have no result wait for those with these keys, which may never come: their workers are silent."""
+        for collection, arrivals in list(self._collections.items()):
+            if silent.isdisjoint(arrivals):
+                continue
+            again = {key: arrival for key, arrival in arrivals.items() if not arrival.done()}
+            arrivals.clear()
+            del self._collections[collection]
+            collection.cancel()
+            for key in silent & again.keys():
+                apart = asyncio.ensure_future(self._collect_these({key: again.pop(key)}))
+                self._apart.add(apart)
+                apart.add_done_callback(self._apart.discard)
+            self._arrivals.update(again)
+            self._collect()
 
     def let_go(self, future: distributed.Future, may_linger: bool) -> None:
         """Say that a task is not needed any more; what may linger is let go with others."""
@@ -140,20 +168,37 @@ class Courier:
             else:
                 submitted.set_result(future)
 
+    def _collect(self) -> None:
+        if self._arrivals and len(self._collections) < _MAX_COLLECTIONS:
+            collection = asyncio.ensure_future(self._collect_all())
+            self._collections[collection] = {}
+            collection.add_done_callback(lambda collection: self._collections.pop(collection, None))
+
     async def _collect_all(self) -> None:
-        """Collect until nothing is left; what cannot be collected is left to those who wait for it."""
+        """Collect until nothing is left."""
+        collection = asyncio.current_task()
+        assert collection is not None
         while self._arrivals:
             arrivals, self._arrivals = self._arrivals, {}
-            data: dict[str, Any] = {}
-            try:
-                response = await self._client.scheduler.gather(keys=list(arrivals))
-                data = response.get("data", {})
-            except (OSError, CommClosedError):
-                logger.debug("results could not be collected together", exc_info=True)
-            finally:
-                for key, arrival in arrivals.items():
-                    if not arrival.done():
-                        arrival.set_result((key in data, data.get(key)))
+            self._collections[collection] = arrivals
+            await self._collect_these(arrivals)
+
+    async def _collect_these(self, arrivals: dict[str, asyncio.Future[Any]]) -> None:
+        """Collect results together; what cannot be collected is left to those who wait for it."""
+        data: dict[str, Any] = {}
+        try:
+            data = await self._gather(list(arrivals))
+        except (OSError, CommClosedError):
+            logger.debug("results could not be collected together", exc_info=True)
+        finally:
+            for key, arrival in arrivals.items():
+                if not arrival.done():
+                    arrival.set_result((key in data, data.get(key)))
+
+    async def _gather(self, keys: list[str]) -> dict[str, Any]:
+        response = await self._client.scheduler.gather(keys=keys)
+        data: dict[str, Any] = response.get("data", {})
+        return data
 
     def _is_direct(self) -> bool:
         """Whether Dask would fetch results from the workers themselves: the user's wish, or we are on one."""

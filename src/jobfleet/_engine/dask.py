@@ -242,7 +242,7 @@ class DaskSession:
     _waiting: dict[str, asyncio.Task[Any]]
     """Who waits for the task with a key, and knows of no other that could answer for it."""
     _silent: set[str]
-    """Tasks on workers that are silent."""
+    """Tasks on workers that are silent, or whose results are there only."""
     limited: bool
     """Whether tasks of the call have a time limit."""
     _sent: dict[str, asyncio.Task[Any]]
@@ -441,7 +441,7 @@ class DaskSession:
             return future
 
         async def result_of(key: str, future: distributed.Future) -> Any:
-            return await self._placement.fetched(await future._result(), key)
+            return await self._placement.fetched(await courier.result_apart(future), key)
 
         async def result_of_copy(copy: str) -> Any:
             return await result_of(copy, await send(copy, package_code()[1]))
@@ -557,6 +557,7 @@ class DaskSession:
             return
         self._next_look_s = now + interval_s(self._worker_ttl)
         self._silent = set(await silent_keys(self._client, self._worker_ttl))
+        courier_of(self._client).set_apart(self._silent)
         for key in self._silent:
             waiting = self._waiting.pop(key, None)
             if waiting is not None:

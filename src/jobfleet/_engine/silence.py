@@ -28,7 +28,7 @@ def interval_s(worker_ttl: float) -> float:
 
 
 async def silent_keys(client: Client, worker_ttl: float) -> list[str]:
-    """Give those of the client's tasks that are on workers which have been silent for so many seconds."""
+    """Give those of the client's tasks that are on workers which have been silent for so many seconds, or only were."""
     keys: list[str] = await client._run_on_scheduler(by_value(_silent_keys), client.id, worker_ttl)
     return keys
 
@@ -46,10 +46,14 @@ def _silent_keys(client: Any, worker_ttl: Any, dask_scheduler: Any) -> Any:
         else:
             dask_scheduler.handle_worker_status_change("running", address, f"jobfleet-revived-{time.time()}")
 
+    def is_silent(worker: Any) -> bool:
+        return bool(time.time() - worker.last_seen > worker_ttl)
+
     keys = []
     for address, worker in list(dask_scheduler.workers.items()):
-        if time.time() - worker.last_seen > worker_ttl:
-            keys += [t.key for t in worker.processing if any(c.client_key == client for c in t.who_wants or ())]
+        if is_silent(worker):
+            tasks = [*worker.processing, *(t for t in worker.has_what if all(map(is_silent, t.who_has)))]
+            keys += [t.key for t in tasks if any(c.client_key == client for c in t.who_wants or ())]
             if worker.status.name == "running":
                 # It gets no more tasks, of anybody, until it has come back.
                 dask_scheduler.handle_worker_status_change("paused", address, f"jobfleet-silent-{time.time()}")
