@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobfleet._call.chunking import LEAST_BUDGET_S, MAX_CHUNK_NBYTES, MAX_WAITING_S, MIN_WAITING_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import (
+    GUESSED_S,
+    LEAST_BUDGET_S,
+    MAX_CHUNK_NBYTES,
+    MAX_DISPATCHED,
+    MAX_WAITING_S,
+    MIN_WAITING_S,
+    TARGET_S,
+    ChunkSizer,
+)
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -39,6 +48,44 @@ def test_shrinks_at_once_when_tasks_turn_out_long():
     assert sizer.size > 1000
     sizer.observe(1, 2 * TARGET_S)
     assert sizer.size == 1
+
+
+def guessed(mean_s, slots=2):
+    sizer = ChunkSizer(slots)
+    sizer.guess(mean_s)
+    return sizer
+
+
+def test_a_guess_cuts_the_first_chunks_short():
+    sizer = guessed(GUESSED_S / 10)
+    assert (sizer.size, sizer.chunks_per_slot()) == (10, 1)
+    assert sizer.share(1000, 0, is_all=False) == 10
+    # What lies ready when they come back is enough for chunks of full length.
+    assert sizer.batch_size == int(TARGET_S / (GUESSED_S / 10))
+
+
+def test_the_first_chunk_that_ran_counts_more_than_a_guess():
+    sizer = guessed(1e-6)
+    sizer.observe(1, 3.0)
+    assert (sizer.mean_s, sizer.size) == (3.0, 1)
+    sizer.guess(1e-6)
+    assert sizer.mean_s == 3.0
+
+
+def test_few_tasks_guessed_to_be_short_go_in_one_round():
+    sizer = guessed(GUESSED_S / 3)
+    assert sizer.size == 3
+    assert sizer.share(8, 0, is_all=True) == 4
+    assert sizer.share(4, 4, is_all=True) == 4
+    assert sizer.share(100, 0, is_all=True) == 3
+
+
+@pytest.mark.parametrize("slots", [2, 64, 10_000])
+def test_joblib_is_not_asked_for_many_tasks_at_a_time(slots):
+    assert 1 <= guessed(0.0, slots).batch_size <= max(1, MAX_DISPATCHED // slots)
+    sizer = sized_by(*[1e-6] * 10)
+    sizer.n_slots = slots
+    assert 1 <= sizer.batch_size <= max(1, MAX_DISPATCHED // slots)
 
 
 def test_recent_chunks_count_more():

@@ -5,6 +5,8 @@ import pytest
 from jobfleet._call.chunking import LEAST_BUDGET_S, MAX_WAITING_S, TARGET_S, ChunkSizer
 from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
+    HELP_HOLD_S,
+    HOLD_S,
     AskForMore,
     BatchArrived,
     BatchConsumed,
@@ -13,6 +15,7 @@ from jobfleet._call.state import (
     ChunkLost,
     ChunkReplied,
     Deliver,
+    DispatchPaused,
     Forget,
     GiveUp,
     Send,
@@ -835,3 +838,123 @@ def test_inner_calls_are_not_made_twice():
     call.reply([0], each_s=1.0, nested=True)
     call.now_s += 100.0
     assert call.slots(2) == []
+
+
+# Tasks known from earlier calls
+
+SHORT_S = 0.001
+
+
+class KnownCall(Call):
+    """A call whose tasks are known to be short; by the real policy."""
+
+    def __init__(self, slots=2, **changes):
+        super().__init__(slots, **{"ahead_per_slot": 2.0, **changes})
+        self.state.sizer = ChunkSizer(slots)
+
+    def arrive(self, size=1, each_s=SHORT_S):
+        return self.tell(BatchArrived(size, expected_s=each_s))
+
+    def pause(self):
+        return self.tell(DispatchPaused())
+
+    def wait(self, seconds):
+        self.now_s += seconds
+        return sent_tasks(self.state.handle_all((), self.now_s))
+
+    def end_input(self):
+        self.state.input_ended = True
+        return self.wait(0)
+
+
+def test_the_first_tasks_wait_for_the_others_of_their_chunks():
+    call = KnownCall()
+    assert [sent_tasks(call.arrive()) for _ in range(4)] == [[]] * 4
+    assert call.asked == 0, "the caller is still pulling the user's iterable"
+    assert sent_tasks(call.pause()) == []
+    assert call.asked > 0
+    call.arrive(4)
+    assert call.end_input() == [(0, 1, 2, 3), (4, 5, 6, 7)]
+
+
+def test_but_not_for_long():
+    call = KnownCall()
+    call.arrive()
+    assert call.state.hold_until_s == call.now_s + HOLD_S
+    assert call.wait(HOLD_S / 2) == []
+    assert call.wait(HOLD_S) == [(0,)]
+    assert sent_tasks(call.arrive()) == [(1,)]
+    assert call.state.hold_until_s is None
+
+
+def test_nor_for_more_than_fills_all_slots():
+    call = KnownCall()
+    assert sent_tasks(call.arrive(40)) == [tuple(range(20)), tuple(range(20, 40))]
+
+
+@pytest.mark.parametrize("changes", [{"each_s": None}, {"each_s": 0.1}])
+def test_tasks_that_are_long_or_unknown_go_at_once(changes):
+    call = KnownCall()
+    assert sent_tasks(call.arrive(**changes)) == [(0,)]
+
+
+def test_the_users_batches_go_at_once():
+    call = KnownCall(fixed_batches=True)
+    assert sent_tasks(call.arrive(3)) == [(0, 1, 2)]
+
+
+def sent_here(commands):
+    return [(tuple(command.tasks), command.here) for command in commands if isinstance(command, Send)]
+
+
+def short_call(n_tasks, each_s=SHORT_S, **changes):
+    """Give what is sent of a call whose caller could do all of it."""
+    call = KnownCall(help_s=0.03, **changes)
+    call.arrive(n_tasks, each_s)
+    call.state.input_ended = True
+    return call, sent_here(call.pause())
+
+
+def test_a_short_call_is_left_to_its_caller():
+    call, sent = short_call(30)
+    assert sent == [(tuple(range(30)), True)]
+    assert outcomes(call.reply(range(30), each_s=SHORT_S)) == [(0, [10 * task for task in range(30)], None)]
+
+
+def test_what_the_caller_did_not_come_to_goes_to_the_cluster():
+    call, _ = short_call(30)
+    call.tell(ChunkReplied(0, [0] * 2, None, 5.0, False))
+    assert {here for _, here in sent_here(call.slots(2))} <= {False}
+    assert {tuple(tasks) for tasks in call.sent.values()} >= {(2,), (3,)}
+
+
+def test_a_call_that_is_longer_goes_to_the_cluster():
+    _, sent = short_call(31)
+    assert {here for _, here in sent} == {False}
+
+
+def test_a_caller_that_cannot_help_gets_nothing():
+    call = KnownCall()
+    call.arrive(4)
+    call.state.input_ended = True
+    assert {here for _, here in sent_here(call.state.handle(DispatchPaused(), call.now_s))} == {False}
+
+
+def test_a_caller_that_does_not_come_to_wait_gets_nothing():
+    call = KnownCall(help_s=0.03)
+    call.arrive(4)
+    assert call.end_input() == []
+    call.now_s += HELP_HOLD_S
+    assert {here for _, here in sent_here(call.state.handle_all((), call.now_s))} == {False}
+
+
+def test_a_chunk_says_whether_others_wait_for_a_slot():
+    call = Call(slots=2)
+    sent = [command for _ in range(4) for command in call.arrive()]
+    sent += [command for task in (0, 1) for command in call.reply([task]) if isinstance(command, Send)]
+    assert [(tuple(command.tasks), command.others_wait) for command in sent] == [
+        ((0,), False),
+        ((1,), False),
+        ((2,), True),
+        ((3,), False),
+    ]

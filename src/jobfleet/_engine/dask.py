@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 import weakref
 from collections import deque
@@ -109,6 +110,7 @@ class DaskEngine:
             client, keywords, watched, addresses, room, placement, self._cancelled, options.worker_ttl
         )
         session.limited = options.task_timeout is not None
+        session._is_inner = self.depth > 0
         return session
 
     @contextlib.contextmanager
@@ -243,6 +245,8 @@ class DaskSession:
     """Who waits for the task with a key, and knows of no other that could answer for it."""
     _silent: set[str]
     """Tasks on workers that are silent, or whose results are there only."""
+    _is_inner: bool
+    """Whether a task makes the call."""
     limited: bool
     """Whether tasks of the call have a time limit."""
     _sent: dict[str, asyncio.Task[Any]]
@@ -286,6 +290,7 @@ class DaskSession:
         self._waiting = {}
         self._silent = set()
         self.limited = False
+        self._is_inner = False
         self._sent = {}
         self._overran = {}
 
@@ -409,7 +414,7 @@ class DaskSession:
             placed = self._placement.store.placed(references, number)
             code = package_code()[1] if with_code else None
             try:
-                reply: Any = await self._run_task(f"{label}-{number}", code, request, placed, *travelling, *inline)
+                reply: Any = await self._run_task(self._key(label, number), code, request, placed, *travelling, *inline)
             except BaseException:
                 self._placement.store.remove_results(number)
                 raise
@@ -421,6 +426,14 @@ class DaskSession:
                 return await self._placement.results(list(reply), number)
             plain |= await self._placement.supply(Missing(*reply[1:]), chunk.placed, references)
         raise RuntimeError("the workers do not take the code or the buffers that they ask for")
+
+    def _key(self, label: str, number: str) -> str:
+        """Name a task; one of an inner call such that it is a group of its own.
+
+        Dask has tasks of a large group wait at the scheduler, and gives them to the worker with the fewest tasks, that
+        of a caller who waits among these: so they do not get the caller's slot.
+        """
+        return f"('{label}-{number}', 0)" if self._is_inner else f"{label}-{number}"
 
     async def _run_task(self, key: str, code: bytes | None, *values: Any) -> Any:
         if self._closed:
@@ -447,7 +460,7 @@ class DaskSession:
             return await result_of(copy, await send(copy, package_code()[1]))
 
         def send_copy() -> tuple[str, Awaitable[Any]]:
-            copy = f"{key.rpartition('-')[0]}-{uuid4().hex}"
+            copy = re.sub("[0-9a-f]{32}", uuid4().hex, key)
             return copy, result_of_copy(copy)
 
         may_linger = False
