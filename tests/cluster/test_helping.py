@@ -8,7 +8,7 @@ from joblib import Parallel, delayed, parallel_config
 
 pytestmark = pytest.mark.slow
 
-SHORT_S, LONG_S = 0.0005, 0.4
+SHORT_S, LONG_S = 0.0005, 0.3
 
 
 def inner(seconds):
@@ -30,10 +30,11 @@ def test_a_short_call_known_as_such_stays_with_its_task(process_client):
     assert later == [{pid}, {pid}]
 
 
-def test_a_long_call_uses_the_cluster(process_client):
+def test_long_calls_use_the_cluster(process_client):
+    """Also when there were so many like them that Dask takes them for a large group."""
     with parallel_config("dask", client=process_client):
-        ((_, calls),) = Parallel(n_jobs=2)(delayed(outer)(LONG_S, 2) for _ in range(1))
-    assert [len(pids) for pids in calls] == [2, 2]
+        ((_, calls),) = Parallel(n_jobs=2)(delayed(outer)(LONG_S, 4) for _ in range(1))
+    assert [len(pids) for pids in calls] == [2] * 4
 
 
 def test_a_call_that_only_seemed_short_uses_the_cluster(process_client):
