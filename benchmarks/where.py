@@ -51,7 +51,7 @@ def read() -> dict[str, float]:
 
 
 def _everywhere(on: Cluster) -> dict[str, float]:
-    client, workers = read(), list(on.client.run(read).values())
+    client, workers = read(), list(on.clients["jobfleet"].run(read).values())
     total = {name: sum(worker[name] for worker in workers) for name in client}
     return {
         "caller": client["caller"],

@@ -56,9 +56,10 @@ class Counter:
     """Count what one run of a workload takes on a cluster, over all processes."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._client = cluster.client
+        self._clients = set(cluster.clients.values())
         install()
-        self._client.run(install)
+        for client in self._clients:
+            client.run(install)
         # What asking takes, and what goes on when nothing is done: heartbeats, ticks of the loops.
         self._of_asking = self._between(self._read(), self._read())
         clock = CpuClock()
@@ -88,7 +89,7 @@ class Counter:
         }
 
     def _read(self) -> dict[str, float]:
-        everywhere = [read(), *self._client.run(read).values()]
+        everywhere = [read(), *(one for client in self._clients for one in client.run(read).values())]
         return {name: float(sum(one[name] for one in everywhere)) for name in everywhere[0]}
 
     @staticmethod

@@ -27,15 +27,16 @@ class Cluster:
     """Hold what all subjects run on."""
 
     kind: str
-    client: Client
+    clients: dict[str, Client]
+    """Of the two Dask backends; one and the same, or each its own."""
     slots: int
 
     def using(self, subject: str) -> AbstractContextManager[Any]:
         """Make a subject the backend of a block."""
         if subject == "jobfleet":
-            return parallel_config("jobfleet", client=None if self.kind == "embedded" else self.client)
+            return parallel_config("jobfleet", client=None if self.kind != "local" else self.clients[subject])
         if subject == "builtin":
-            return parallel_config("builtin", client=self.client)
+            return parallel_config("builtin", client=self.clients[subject])
         return parallel_config(subject, n_jobs=self.slots)
 
 
@@ -46,20 +47,22 @@ def cluster(kind: str) -> Iterator[Cluster]:
     Parameters
     ----------
     kind
-        ``"embedded"``, the cluster that jobfleet starts by itself, or ``"local"``, Dask's own `LocalCluster`.
+        ``"own"``: each Dask backend has the cluster that its users have on one machine, jobfleet the one that it starts
+        by itself, joblib's built-in Dask's `LocalCluster`. ``"embedded"`` or ``"local"``: both have the one or the other.
     """
-    if kind == "embedded":
-        with parallel_config("jobfleet"):
-            Parallel()(delayed(int)() for _ in range(2))
-            slots = effective_n_jobs(-1)
-        try:
-            yield Cluster(kind, embedded_client(), slots)
-        finally:
-            close_embedded()
-        return
-    slots = joblib.cpu_count()
-    with (
-        LocalCluster(n_workers=slots, threads_per_worker=1, processes=True, dashboard_address=None) as local,
-        Client(local, set_as_default=False) as client,
-    ):
-        yield Cluster(kind, client, slots)
+    with contextlib.ExitStack() as stack:
+        clients: dict[str, Client] = {}
+        slots = joblib.cpu_count()
+        if kind != "local":
+            with parallel_config("jobfleet"):
+                Parallel()(delayed(int)() for _ in range(2))
+                slots = effective_n_jobs(-1)
+            stack.callback(close_embedded)
+            clients = dict.fromkeys(("jobfleet", "builtin"), embedded_client())
+        if kind != "embedded":
+            local = stack.enter_context(
+                LocalCluster(n_workers=slots, threads_per_worker=1, processes=True, dashboard_address=None)
+            )
+            client = stack.enter_context(Client(local, set_as_default=False))
+            clients = {"jobfleet": client, **clients, "builtin": client}
+        yield Cluster(kind, clients, slots)
