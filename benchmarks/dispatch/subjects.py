@@ -48,7 +48,7 @@ def cluster(kind: str) -> Iterator[Cluster]:
     ----------
     kind
         ``"own"``: each Dask backend has the cluster that its users have on one machine, jobfleet the one that it starts
-        by itself, joblib's built-in Dask's `LocalCluster`. ``"embedded"`` or ``"local"``: both have the one or the other.
+        by itself, the built-in Dask's `LocalCluster`. ``"embedded"`` or ``"local"``: both have the one or the other.
     """
     with contextlib.ExitStack() as stack:
         clients: dict[str, Client] = {}
