@@ -5,6 +5,7 @@ into, live in processes that end with this one, and the namespaces with them: no
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ NETWORK = "192.0.2"  # reserved for documentation: nobody's
 NOBODY = "02:00:00:00:00:ff"
 INTERFACE = "eth0"
 END_WITHIN_S = 30
+CLONE_NEWNET = 0x40000000
 
 
 class Unavailable(Exception):
@@ -126,10 +128,17 @@ class Host:
         for pid in filter(str.isdigit, os.listdir("/proc")):
             # It may just have ended, and one that has ended but was not waited for has no namespace.
             with contextlib.suppress(OSError):
-                if int(pid) != self._namespace.pid and os.readlink(f"/proc/{pid}/ns/net") == here:
+                if int(pid) not in (self._namespace.pid, os.getpid()) and os.readlink(f"/proc/{pid}/ns/net") == here:
                     os.kill(int(pid), signal.SIGKILL)
                     found.append(pid)
         return found
+
+    def enter(self):
+        """Have this process, which must have one thread only, live on the host's network, with its own files."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open(f"/proc/{self._namespace.pid}/ns/net") as namespace:
+            if libc.setns(namespace.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"cannot enter the network of {self.name}")
 
     def cut(self):
         """Cut the link, as far away from the host as can be: packets are lost in silence, both ways."""
