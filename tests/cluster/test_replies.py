@@ -20,7 +20,7 @@ def watched(request):
     """Give a client, whether its scheduler has our plugin, and how often that was asked for results."""
     asked = Counter()
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         gather = cluster.scheduler.handlers["gather"]
