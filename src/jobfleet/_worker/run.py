@@ -22,6 +22,7 @@ from .._pickling import atomic, dump
 from .._store import Attached
 from .._wire import CallSpec, Reply, Request, TaskFailure
 from .capture import Capture
+from .interrupt import uninterrupted
 from .limit import Overrun, TimeLimit
 from .threads import limited
 
@@ -224,7 +225,8 @@ def _failure(kind: int, error: BaseException, part: str = "") -> TaskFailure:
     shown = error.__traceback__
     while shown is not None and shown.tb_frame.f_globals is globals():
         shown = shown.tb_next
-    text = "".join(traceback.format_exception(type(error), error, shown))
+    with uninterrupted():  # it opens the files of the source, and may not have come to closing them
+        text = "".join(traceback.format_exception(type(error), error, shown))
     try:
         message = str(error)
     except Exception as reason:  # the user's class; the failure matters more than its words
