@@ -32,6 +32,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "engines(*names): run only over these engines, with the reason beside it")
+    # A task in this process that is given up may be interrupted while it leaves a mark: its draft is closed for it.
+    config.addinivalue_line("filterwarnings", r"ignore:unclosed file .*/\.[0-9a-f]{32}.*:ResourceWarning")
     if config.getoption("--against") == "jobfleet":
         import jobfleet  # noqa: F401 - the import registers the backend, and the debug switch must not
 
