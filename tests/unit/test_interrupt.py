@@ -355,6 +355,25 @@ def test_an_interruption_on_the_way_into_code_of_ours_takes_nothing_from_who_rai
     assert steps == ["went on"]
 
 
+def test_what_handles_an_interruption_may_call_code_of_ours():
+    reached, steps = threading.Event(), []
+
+    def task():
+        try:
+            spin(reached)
+        except Interrupted:
+            with uninterrupted():
+                steps.append("described")
+            steps.append("told")
+            raise
+
+    subject = Subject(task)
+    assert reached.wait(WITHIN_S)
+    subject.region.interrupt()
+    assert subject.join() is None
+    assert steps == ["described", "told"]
+
+
 def test_what_does_not_end_is_reported_once():
     reached, go_on = threading.Event(), threading.Event()
     reports, later = [], []

@@ -91,7 +91,10 @@ class Interruptible:
 
     @contextlib.contextmanager
     def masked(self) -> Iterator[None]:
-        """Run code that must not be interrupted half-way; an interruption that was asked for comes after it."""
+        """Run code that must not be interrupted half-way; an interruption that was asked for comes after it.
+
+        Not while an earlier one is handled: what handles it is let finish.
+        """
         try:
             self._hold()
         except Interrupted:
@@ -103,7 +106,7 @@ class Interruptible:
             yield
         finally:
             self._let_go()
-        if self.requested:
+        if self.requested and not _on_its_way_out(self._thread_id):
             raise Interrupted
 
     def interrupt(self) -> bool:
