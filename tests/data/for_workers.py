@@ -32,6 +32,9 @@ def find_arrays(thing):
         return [array for value in thing.values() for array in find_arrays(value)]
     if isinstance(thing, (list, tuple)):
         return [array for value in thing for array in find_arrays(value)]
+    if hasattr(thing, "column_names"):  # an Arrow table
+        buffers = [b for column in thing.columns for chunk in column.chunks for b in chunk.buffers()]
+        return [np.frombuffer(buffer, np.uint8) for buffer in buffers if buffer is not None]
     if hasattr(thing, "to_numpy"):
         return [np.asarray(block) for block in (thing.to_numpy(copy=False),)]
     if hasattr(thing, "indptr"):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pytest
 from joblib import Parallel, delayed, parallel_config
 from scipy import sparse
@@ -50,6 +51,9 @@ THINGS = {
     "object": lambda: Holder(floats()),
     "estimator": fitted,
     "frame": lambda: pd.DataFrame(floats(shape=(1000, 300))),
+    "Arrow table": lambda: pa.table(
+        {"words": [f"word {i}" for i in range(150_000)], "numbers": floats(shape=(150_000,))}
+    ),
     "sparse": lambda: sparse.random(2000, 2000, density=0.2, format="csr", random_state=0),
 }
 
@@ -94,7 +98,7 @@ def test_everything_is_mapped_whatever_the_route(hosts, client, route):
             assert files, kind
             assert all(file.startswith(str(hosts.shared_memory)) for file in files), (kind, files)
     # Equal content is one file, whatever it was in.
-    assert len(hosts.files()) <= 2 + 2 + 1 + 3
+    assert len(hosts.files()) <= 2 + 2 + 1 + 3 + 3
 
 
 def test_memory_over_all_processes_is_that_of_one_copy(hosts, client, tmp_path):
