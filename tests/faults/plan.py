@@ -160,6 +160,14 @@ PLAN = [
         "a worker is cut off for good", strikes.cut_worker, At.RESULT, cuts=True, options=SILENT, others=2, shown=False
     ),
     scenario("the client is cut off for a while", strikes.cut_client_for_a_moment, cuts=True, most=1, others=0),
+    scenario(
+        "the client is cut off for good",
+        strikes.cut_client,
+        cuts=True,
+        ends="ClusterLostError",
+        words="scheduler was lost",
+        goes_on=False,
+    ),
     # Tasks that kill their worker
     scenario("a task kills its worker by a segfault", work=workloads.SEGFAULT, **DIES, words="killed by signal 11"),
     scenario("a task ends its worker", work=workloads.LEAVE, **DIES, words="exited with status 3", shown=False),

@@ -74,10 +74,15 @@ def start_one(scene, pid):
 
 
 def kill_scheduler(scene, pid):
-    scene.client._timeout = 2
-    scene.at_the_end.callback(let_go, scene.client)
+    give_up_soon(scene)
     for process in scene.processes.running:
         process.kill()
+
+
+def give_up_soon(scene):
+    """Have the client look for its scheduler for no more than 2 s."""
+    scene.client._timeout = 2
+    scene.at_the_end.callback(let_go, scene.client)
 
 
 def let_go(client):
@@ -109,6 +114,11 @@ def cut_worker(scene, pid):
 
 def cut_worker_for_a_moment(scene, pid):
     cut_for_a_moment(scene.processes.host_of(pid))
+
+
+def cut_client(scene, pid):
+    give_up_soon(scene)
+    cut(scene.processes.host_of(None), scene)
 
 
 def cut_client_for_a_moment(scene, pid):
