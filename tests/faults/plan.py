@@ -105,7 +105,7 @@ PLAN = [
     scenario("a worker is killed with its nanny", strikes.kill_with_nanny, nanny=True, return_as="generator"),
     scenario("a worker is killed", strikes.kill, At.START, others=0, return_as="generator", shown=False),
     scenario("a worker is killed", strikes.kill, At.RESULT, others=2),
-    scenario("a worker is killed", strikes.kill, At.LAST, shown=False),
+    scenario("a worker is killed", strikes.kill, At.LAST, others=0, shown=False),
     scenario(
         "two workers die of the same task, and a third one does it", strikes.kill, **NANNY, attempts=2, most=3, others=2
     ),
@@ -212,7 +212,7 @@ PLAN = [
 
 #: Everything that happens to a worker, at every point, however results are taken: `make test-faults`.
 EVERY = [
-    scenario(f"a worker {what}", strike, at, return_as=return_as, **{"others": 2, **columns})
+    scenario(f"a worker {what}", strike, at, return_as=return_as, **{"others": 0 if at is At.LAST else 2, **columns})
     for (what, strike, columns), at, return_as in itertools.product(
         TO_A_WORKER + TO_A_LINK,
         [At.START, At.HALF, At.RESULT, At.LAST],

@@ -226,6 +226,9 @@ class Scene:
             lambda: len(set(names(ran))) >= ready and all(names(ran).count(str(i)) >= attempt for i in self.held),
             f"the call is there: {self.row.at.value}, attempt {attempt}",
         )
+        if self.row.at is plan.At.LAST:
+            # That a task has started does not say that the result of the one before it has left the worker.
+            wait_until(lambda: self.on_scheduler(_n_processing) == 1, "nothing but the last task runs")
         where, name = self.victim
         return [mark["pid"] for mark in marks(self.directory / where) if mark["name"] == str(name)][-1]
 
@@ -255,6 +258,10 @@ class Scene:
     def relieve(self):
         """Undo what strikes have left: wake up what is frozen, join what is cut."""
         self.at_the_end.close()
+
+
+def _n_processing(dask_scheduler):
+    return sum(len(worker.processing) for worker in dask_scheduler.workers.values())
 
 
 def _has_only_results(dask_scheduler, worker):

@@ -23,12 +23,10 @@ from .replies import Replies
 
 logger = logging.getLogger(__name__)
 
-#: Results are let go together, so long after the first of them was collected. Not with the next submission: the
-#: scheduler would tell the workers at once, and then wait 5 ms before it sends them what was submitted.
+#: Results of which a copy came are let go together, so long after the first of them came. Not with the next
+#: submission: the scheduler would tell the workers at once, and then wait 5 ms before it sends them what was submitted.
+#: Others are let go at once: they may be large, and would be computed again if their worker died meanwhile.
 _LINGER_S = 0.05
-
-#: A result that is larger should be let go at once: it takes memory on its worker.
-LINGERING_NBYTES = 2**20
 
 #: So many collections run at once; the results that come meanwhile are collected together by the next.
 _MAX_COLLECTIONS = 3
@@ -45,8 +43,10 @@ class Courier:
     _submissions: list[tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[distributed.Future]]]
     _arrivals: dict[str, asyncio.Future[Any]]
     """Results to be collected, by key."""
+    _brought: set[str]
+    """The keys of those whose replies have come with the word that they are done."""
     _done: list[distributed.Future]
-    """Whose results were collected; they are let go when the timer ends."""
+    """Of these, whose are let go when the timer ends."""
     _collections: dict[asyncio.Task[None], dict[str, asyncio.Future[Any]]]
     """Each with what it is collecting."""
     _apart: set[asyncio.Task[None]]
@@ -58,6 +58,7 @@ class Courier:
         self._client_ref = weakref.ref(client)
         self._submissions = []
         self._arrivals = {}
+        self._brought = set()
         self._done = []
         self._collections = {}
         self._apart = set()
@@ -91,6 +92,7 @@ class Courier:
         finally:
             reply = self._replies.take(future.key)
         if reply is not None:
+            self._brought.add(future.key)
             return reply
         if future.status != "finished" or self._is_direct():
             return await future._result()
@@ -126,11 +128,12 @@ class Courier:
             self._arrivals.update(again)
             self._collect()
 
-    def let_go(self, future: distributed.Future, may_linger: bool) -> None:
-        """Say that a task is not needed any more; what may linger is let go with others."""
-        if not may_linger:
+    def let_go(self, future: distributed.Future) -> None:
+        """Say that a task is not needed any more; one whose reply was brought is let go with others."""
+        if future.key not in self._brought:
             future.release()
             return
+        self._brought.discard(future.key)
         self._done.append(future)
         if self._release_timer is None:
             loop = asyncio.get_running_loop()

@@ -29,7 +29,7 @@ from .ahead import place_ahead
 from .base import AheadProgress, Lost, LostKind, Outcome, Overran, Session, Slots
 from .callers_slot import CallersSlot, callers_slot
 from .connect import usable_client
-from .courier import LINGERING_NBYTES, courier_of
+from .courier import courier_of
 from .deaths import deaths_of
 from .embedded import embedded_slots
 from .overruns import overruns
@@ -463,7 +463,6 @@ class DaskSession:
             copy = re.sub("[0-9a-f]{32}", uuid4().hex, key)
             return copy, result_of_copy(copy)
 
-        may_linger = False
         try:
             first = await send(key, code)
             self._waiting[key] = waiting
@@ -475,7 +474,6 @@ class DaskSession:
                 waiting.uncancel()
                 reply = await Copies(send_copy, self._silent.__contains__).first(key, result_of(key, first))
             else:
-                may_linger = _nbytes(reply) <= LINGERING_NBYTES
                 reply = await self._placement.fetched(reply, key)
             return reply
         except asyncio.CancelledError:
@@ -490,7 +488,7 @@ class DaskSession:
                 self._sent.pop(future.key, None)
                 self._overran.pop(future.key, None)
                 self._futures.discard(future)
-                courier.let_go(future, may_linger)
+                courier.let_go(future)
 
     def _placing_of(self, blob: Blob) -> Placing:
         return self._placement.pinned if blob.pinned else self._placing
@@ -608,9 +606,3 @@ clients_in_use: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
 
 #: Clients of whose cluster at least one worker has this package.
 _equipped: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
-
-
-def _nbytes(reply: Any) -> int:
-    """Give the size of a reply; what is not in it but in a file, or says what is missing, counts for nothing."""
-    parts = reply if isinstance(reply, (list, tuple)) else [reply]
-    return sum(len(part) for part in parts if hasattr(part, "__len__"))

@@ -5,6 +5,8 @@ worker: five more messages, each a turn of an event loop. Here the worker puts a
 metadata of its message to the scheduler, whose plugin sends it on to the client just before the word that the
 task is done. The result stays on the worker too until it is let go: where no copy comes (another worker's
 message, no plugin, a connection lost) it is collected in Dask's way.
+
+A result that was sent on is not computed again if its worker dies before it is let go.
 """
 
 from __future__ import annotations
@@ -46,10 +48,12 @@ def transition(self: Any, key: Any, start: str, finish: str, *args: Any, metadat
         task.metadata.pop("jobfleet-reply", None)
     if finish == "memory":
         message = {"op": "event", "topic": "jobfleet-reply", "event": (0.0, (key, metadata["jobfleet-reply"]))}
-        for client in task.who_wants or ():
-            comm = self.scheduler.client_comms.get(client.client_key)
-            if comm is not None and not comm.closed():
-                comm.send(dict(message))
+        comms = [self.scheduler.client_comms.get(client.client_key) for client in task.who_wants or ()]
+        reached = [comm for comm in comms if comm is not None and not comm.closed()]
+        for comm in reached:
+            comm.send(dict(message))
+        if len(reached) == len(comms):
+            task.has_lost_dependencies = True  # in Dask's words: it cannot be computed any more
 
 
 class Replies:
