@@ -17,7 +17,7 @@ from .._data.buffers import MIN_STORED_NBYTES, Blob
 from .._ship import NEED_CODE, bootstrap, by_value, package_code
 from .._wire import NEED_DATA, Missing
 from .base import AheadProgress
-from .placement import Placement
+from .placement import Placement, while_there
 
 if TYPE_CHECKING:
     import distributed
@@ -117,9 +117,10 @@ class _Ahead:
             references = self._placement.references(self._blobs, ())
             placed = self._placement.store.placed(references, uuid4().hex)
             function = by_value(_bootstrap.place_ahead)
-            answers = await self._client._run(
+            asking = self._client._run(
                 function, bootstrap(), package_code()[0], placed, code, workers=[address], on_error="raise"
             )
+            answers = await while_there(self._client, address, asking)
             answer = answers[address]
             if answer is None:
                 self._n_ready += 1

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -27,11 +27,35 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: How long a worker may take to answer for the first time, until it counts as one this client does not reach.
 _REACH_S = 5.0
 
 #: How long a piece may take.
 _PIECE_S = 60.0
+
+#: How often it is looked whether the worker that one waits for is still there.
+_LOOK_S = 1.0
+
+
+async def while_there(client: distributed.Client, worker: str, answer: Awaitable[T]) -> T:
+    """Wait for what a worker answers: Dask tries for half a minute to reach one that has died.
+
+    Raises
+    ------
+    CommClosedError
+        The scheduler does not have the worker any more.
+    """
+    answering = asyncio.ensure_future(answer)
+    try:
+        while not (await asyncio.wait([answering], timeout=_LOOK_S))[0]:
+            if worker not in (await client.scheduler.identity())["workers"]:
+                raise CommClosedError(f"{worker} has gone")
+        return answering.result()
+    finally:
+        answering.cancel()
+
 
 #: Pieces of results that pass through the scheduler, which holds several copies of each.
 _RELAYED_NBYTES = 2**22
@@ -239,9 +263,10 @@ class Placement:
         if client is None:
             raise CommClosedError("the client is gone")
         if is_reached:
-            return await asyncio.wait_for(getattr(client.rpc(worker), operation(op))(**message), _PIECE_S)
+            direct = getattr(client.rpc(worker), operation(op))(**message)
+            return await asyncio.wait_for(while_there(client, worker, direct), _PIECE_S)
         call = client.scheduler.broadcast(msg={"op": operation(op), **message}, workers=[worker])
-        return (await asyncio.wait_for(call, _PIECE_S))[worker]
+        return (await asyncio.wait_for(while_there(client, worker, call), _PIECE_S))[worker]
 
     async def _reaches(self, worker: str) -> bool:
         """Whether the client can speak to a worker itself.
@@ -253,7 +278,8 @@ class Placement:
             raise CommClosedError("the client is gone")
         if worker not in self._reached and host not in self._silent_hosts:
             try:
-                await asyncio.wait_for(client.rpc(worker).echo(data=b""), _REACH_S)
+                echo = client.rpc(worker).echo(data=b"")
+                await asyncio.wait_for(while_there(client, worker, echo), _REACH_S)
                 self._reached[worker] = True
             except (OSError, TimeoutError) as error:
                 logger.info("worker %s is reached through the scheduler only: %r", worker, error)
