@@ -66,6 +66,7 @@ def test_every_host_has_it_before_the_first_task(hosts, connect, tmp_path):
     del others
 
 
+@pytest.mark.timeout(20)  # Dask alone would try for half a minute to reach it
 def test_one_whose_worker_dies_meanwhile_does_not_hold_up_the_call(hosts, connect, tmp_path):
     doomed = hosts.start_worker("a")
     hosts.start_worker("b")
