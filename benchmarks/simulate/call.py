@@ -12,6 +12,7 @@ from jobfleet._call.state import (
     BatchArrived,
     CallLimits,
     CallState,
+    ChunkCut,
     ChunkReplied,
     Deliver,
     Event,
@@ -113,7 +114,7 @@ class _Call:
         self._clock = Clock()
         self._state = CallState(LIMITS, slots)
         self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.size)
-        self.cluster = Cluster(self._clock, slots, costs, self._reply)
+        self.cluster = Cluster(self._clock, slots, costs, self._reply, self._cut)
         self._inbox: deque[Event] = deque()
         self._deliveries: deque[Deliver] = deque()
         self._to_ask_for = 0
@@ -135,6 +136,9 @@ class _Call:
 
     def _reply(self, number: int, n_done: int, seconds: float) -> None:
         self._tell(ChunkReplied(number, [None] * n_done, None, seconds, False))
+
+    def _cut(self, number: int, n_kept: int) -> None:
+        self._tell(ChunkCut(number, n_kept))
 
     def _watch(self) -> None:
         self._tell(SlotsChanged(self._slots))

@@ -57,13 +57,17 @@ class Costs:
 ONE_MACHINE = Costs(round_trip_s=0.01, chunk_s=0.005)
 
 
+#: A chunk whose time is over is noticed so long after that, when the worker looks: see `_engine/handing_back.py`.
+NOTICED_AFTER_S = 0.06
+
+
 @dataclass
 class Chunk:
     """Hold a chunk on its way."""
 
     number: int
     durations: Sequence[float]
-    budget_s: float
+    budget_s: float | None
     started_s: float | None = None
 
 
@@ -90,6 +94,8 @@ class Cluster:
         What things take.
     done
         Called, when the client hears of it, with the chunk's number, the number of its tasks that ran, and their time.
+    cut
+        Called likewise with the chunk's number, and how many of its tasks it keeps, if it gives the others back.
     """
 
     def __init__(
@@ -98,10 +104,12 @@ class Cluster:
         slots: int,
         costs: Costs,
         done: Callable[[int, int, float], None],
+        cut: Callable[[int, int], None],
     ) -> None:
         self._clock = clock
         self._costs = costs
         self._done = done
+        self._cut = cut
         self._slots = [Slot() for _ in range(slots)]
         # Entries are outdated when the number of chunks has changed.
         self._emptiest = [(0, index) for index in range(slots)]
@@ -112,7 +120,7 @@ class Cluster:
         self.stolen = 0
         clock.at(STEAL_INTERVAL_S, self._steal)
 
-    def send(self, number: int, durations: Sequence[float], budget_s: float) -> None:
+    def send(self, number: int, durations: Sequence[float], budget_s: float | None) -> None:
         """Take a chunk from the client; one that has run for `budget_s` answers with what it has."""
         arrived_s = max(self._clock.now_s + self._costs.round_trip_s / 4, self._scheduler_free_s)
         self._scheduler_free_s = arrived_s + self._costs.scheduler_s
@@ -147,7 +155,11 @@ class Cluster:
         for duration_s in chunk.durations:
             took_s += duration_s
             n_done += 1
-            if took_s > chunk.budget_s:
+            if chunk.budget_s is not None and took_s > chunk.budget_s:
+                noticed_s = chunk.budget_s + NOTICED_AFTER_S
+                if took_s > noticed_s and n_done < len(chunk.durations):
+                    told_s = self._clock.now_s + self._costs.chunk_s + noticed_s + self._costs.round_trip_s / 2
+                    self._clock.at(told_s, self._cut, chunk.number, n_done)
                 break
         self.ran.append((self._clock.now_s, took_s))
         self._clock.at(self._clock.now_s + self._costs.chunk_s + took_s, self._end, index, n_done, took_s)

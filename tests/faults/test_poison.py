@@ -44,7 +44,7 @@ def test_two_of_them_are_both_found(cluster, tmp_path):
     with parallel_config("dask", client=client, return_exceptions=True):
         tasks = [delayed(square_unless)(tmp_path / "ran", poison, leave, i) for i in range(N_TASKS)]
         results = Parallel(batch_size=1)(tasks)
-    assert [i for i, r in enumerate(results) if isinstance(r, WorkerLostError)] == poison
+    assert [i for i, r in enumerate(results) if isinstance(r, WorkerLostError)] == poison, results
     assert [r for i, r in enumerate(results) if i not in poison] == [i * i for i in range(N_TASKS) if i not in poison]
     assert_nothing_is_left(client)
 

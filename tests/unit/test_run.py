@@ -1,5 +1,6 @@
 """A chunk on a worker: runs in order, stops where it has to, and answers with what it has."""
 
+import contextlib
 import pickle
 import sys
 import threading
@@ -24,11 +25,23 @@ RAN = []
 @pytest.fixture(autouse=True)
 def _nothing_ran():
     RAN.clear()
+    WATCHED.clear()
 
 
 def note(x):
     RAN.append(x)
     return x
+
+
+WATCHED = []
+
+
+def note_late(i):
+    """Take as long as the chunk may, if it is the third one."""
+    while i == 2 and WATCHED[0]() is None:
+        pass
+    assert i != 2 or WATCHED[0]() == 3
+    return note(i)
 
 
 def failure(calls, **spec_changes):
@@ -62,6 +75,21 @@ def test_a_chunk_whose_time_is_over_answers_with_what_it_has(monkeypatch):
     assert RAN == [1]
     assert read(answer([(note, 1), (note, 2)], budget_s=60.0)) == [1, 2]
     assert read(answer([(note, 1), (note, 2)], budget_s=None)) == [1, 2]
+
+
+def test_a_chunk_whose_time_is_over_says_what_it_keeps():
+    place = here()
+
+    @contextlib.contextmanager
+    def watch(kept):
+        WATCHED.append(kept)
+        yield
+
+    place.watch = watch
+    assert read(answer([(note_late, i) for i in range(5)], place, budget_s=0.01)) == [0, 1, 2]
+    assert WATCHED[0]() == 4, "three have ended; a fourth would be the one that runs"
+    assert read(answer([(note, i) for i in range(5)], place)) == [0, 1, 2, 3, 4]
+    assert len(WATCHED) == 1, "the other one's time is not bounded"
 
 
 def test_a_chunk_that_is_given_up_stops_after_the_call_that_runs(monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobfleet._call.chunking import LEAST_BUDGET_S, MAX_WAITING_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import MAX_WAITING_S, TARGET_S, ChunkSizer
 from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
     HELP_HOLD_S,
@@ -12,6 +12,7 @@ from jobfleet._call.state import (
     BatchConsumed,
     CallLimits,
     CallState,
+    ChunkCut,
     ChunkLost,
     ChunkReplied,
     Deliver,
@@ -488,7 +489,7 @@ def test_new_slots_are_fed_from_the_queue_and_joblib_is_asked_for_more():
     call = Call(slots=1, ahead_per_slot=2.0)
     call.arrive(1)
     call.arrive(1)
-    assert call.slots(3) == [Send(1, range(1, 2), budget_s=LEAST_BUDGET_S), AskForMore(4)]
+    assert call.slots(3) == [Send(1, range(1, 2)), AskForMore(4)]
 
 
 @pytest.mark.parametrize(
@@ -830,6 +831,55 @@ def test_nothing_runs_twice_while_there_is_something_else_to_do():
     assert call.slots(2) == [], "it is not late yet"
 
 
+# What waits behind a task that takes long
+
+
+def of_a_long_chunk(**changes):
+    """Give a call on two slots whose first runs tasks 0 to 5, the other task 6, and nothing is queued."""
+    call = Call(slots=2, ahead_per_slot=None, **changes)
+    call.state.sizer.observe(1, 0.001)
+    call.state.sizer.size = 6
+    assert sent_tasks(call.arrive(7)) == [tuple(range(6)), (6,)]
+    return call
+
+
+def test_what_is_behind_a_task_that_takes_long_runs_elsewhere():
+    call = of_a_long_chunk()
+    assert call.tell(ChunkCut(0, 2)) == [] or call.state.sizer.chunks_per_slot() > 1
+    assert sent_tasks(call.reply([6], each_s=0.001)) == [(2, 3, 4, 5)]
+    call.sent[0] = (0, 1)
+    assert call.reply([2, 3, 4, 5], each_s=0.001) == []
+    assert call.reply([0, 1]) == [Deliver(0, [10 * i for i in range(7)], None)]
+    assert call.forgotten == [6, 2, 3, 4, 5, 0, 1]
+
+
+def test_a_chunk_that_was_cut_may_be_lost():
+    call = of_a_long_chunk()
+    call.tell(ChunkCut(0, 2))
+    call.sent[0] = (0, 1)
+    assert sent_tasks(call.lose([0, 1], LostKind.DATA)) == [(0, 1)]
+    assert sent_tasks(call.reply([0, 1])) == [(2,)], "it takes long by what is known now"
+
+
+@pytest.mark.parametrize(("chunk", "n_kept"), [(0, 6), (0, 7), (1, 1), (5, 1)])
+def test_a_chunk_that_has_nothing_to_give_back_goes_on(chunk, n_kept):
+    call = of_a_long_chunk()
+    assert call.tell(ChunkCut(chunk, n_kept)) == []
+    call.reply([0, 1, 2, 3, 4, 5])
+    assert call.reply([6]) == [Deliver(0, [10 * i for i in range(7)], None)]
+
+
+def test_of_two_chunks_with_the_same_tasks_the_whole_one_is_given_up_when_the_other_is_cut():
+    call = of_a_long_chunk(speculation=True)
+    call.state.input_ended = True
+    call.reply([6], each_s=0.001)
+    call.now_s += 1000.0
+    assert [(c.tasks, c.copy_of) for c in call.slots(2)] == [(range(6), 0)]
+    commands = call.tell(ChunkCut(0, 2))
+    assert commands[0] == GiveUp(2)
+    assert sent_tasks(commands) == [(2, 3, 4, 5)]
+
+
 def test_inner_calls_are_not_made_twice():
     call = Call(slots=2, speculation=True, fixed_batches=True)
     for _ in range(2):
@@ -865,6 +915,12 @@ class KnownCall(Call):
     def end_input(self):
         self.state.input_ended = True
         return self.wait(0)
+
+
+def test_where_results_are_taken_as_they_come_none_waits_for_those_that_go_along():
+    call = KnownCall(streamed=True)
+    assert [sent_tasks(call.arrive()) for _ in range(2)] == [[(0,)], [(1,)]]
+    assert call.state.sizer.batch_size == 1
 
 
 def test_the_first_tasks_wait_for_the_others_of_their_chunks():

@@ -27,6 +27,8 @@ FAULTS = {
     "a part comes back": [(Books.a_worker_replies_with_a_part, 0, 1)],
     "a silent worker answers late": [(Books.a_worker_replies, 0, 0), (Books.an_outcome_comes_a_second_time, 0, 1)],
     "a silent worker is lost late": [(Books.a_worker_replies, 0, 0), (Books.an_outcome_comes_a_second_time, 0, 0)],
+    "a chunk is cut": [(Books.a_chunk_is_cut, 0, 0)],
+    "a chunk is cut, and its worker dies": [(Books.a_chunk_is_cut, 0, 0), (Books.a_worker_dies, 0, 0)],
     "one slot is left": [(Books.slots_change, 0, 0)],
     "workers join": [(Books.slots_change, 3, 0)],
     "all slots go": [(Books.all_slots_go, 0, 0)],

@@ -12,6 +12,7 @@ from jobfleet._call.state import (
     BatchConsumed,
     CallLimits,
     CallState,
+    ChunkCut,
     ChunkLost,
     ChunkReplied,
     Deliver,
@@ -51,7 +52,7 @@ class Books:
         self.troubled = set()  # tasks whose chunk did not simply succeed
         self.suspects = set()  # tasks that have to run alone
         self.forgotten = []
-        self.widows = set()  # chunks whose twin was lost
+        self.widows = set()  # chunks whose twin was lost, or given up since they were cut
         self.n_data_losses = 0
         self.n_unstarted = 0
         self.sent = {}
@@ -103,7 +104,8 @@ class Books:
 
     def on_give_up(self, command):
         assert self.chunks[command.chunk], "it runs"
-        assert self.twins[command.chunk] not in self.chunks, "the other one has come to its end"
+        other = self.twins[command.chunk]
+        assert other not in self.chunks or other in self.widows, "the other one has come to its end"
         del self.chunks[command.chunk]
         self.settled.append(command.chunk)
 
@@ -262,6 +264,22 @@ class Books:
             self.give_up([slow], error)
         self.tell(ChunkLost(number, LostKind.OVERRUN, error, where % len(tasks), raised=True))
 
+    def a_chunk_is_cut(self, pick, where):
+        numbers = sorted(n for n, tasks in self.chunks.items() if len(tasks) > 1 and self.sent[n].budget_s is not None)
+        if not numbers:
+            return
+        number = numbers[pick % len(numbers)]
+        tasks = self.chunks[number]
+        n_kept = 1 + where % (len(tasks) - 1)
+        if self.sent[number].report_every:
+            return  # it is watched, and does not say so
+        behind = tasks[n_kept:]
+        self.tasks.update({task: GIVEN_UP if self.batch_of[task] in self.errors else WAITING for task in behind})
+        self.chunks[number] = tasks[:n_kept]
+        if number in self.twins:
+            self.widows.add(number)
+        self.tell(ChunkCut(number, n_kept))
+
     def data_are_lost(self, pick, _):
         if not self.chunks or self.n_data_losses == MAX_DATA_LOSSES:
             return
@@ -403,7 +421,7 @@ EVENTS = (
     + [Books.a_worker_replies_with_a_part, Books.a_task_raises, Books.slots_change] * 2
     + [Books.a_batch_arrives_that_does_not_pickle, Books.a_batch_arrives_with_one_that_does_not_pickle]
     + [Books.the_input_ends, Books.an_outcome_comes_a_second_time, Books.a_worker_tells_of_inner_calls]
-    + [Books.a_worker_dies, Books.a_task_takes_too_long, Books.data_are_lost]
+    + [Books.a_worker_dies, Books.a_task_takes_too_long, Books.data_are_lost, Books.a_chunk_is_cut]
 )
 WORSE_EVENTS = [*EVENTS, Books.a_chunk_is_given_up, Books.all_slots_go]
 NUMBERS = st.integers(0, 60)

@@ -19,7 +19,7 @@ from .._data.buffers import BlobTable
 from .._data.encode import Call, EncodedCalls, Encoder, EncodingError, unpicklable_part
 from .._data.packing import PackedChunk, pack
 from .._data.scatter import ScatteredObject
-from .._engine.base import Lost, LostKind, Outcome, Session, Slots
+from .._engine.base import HandedBack, Lost, LostKind, Outcome, Session, Slots
 from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
@@ -33,6 +33,7 @@ from .state import (
     BatchConsumed,
     CallLimits,
     CallState,
+    ChunkCut,
     ChunkLost,
     ChunkReplied,
     Command,
@@ -122,7 +123,7 @@ class _Arrived:
 @dataclass(frozen=True, slots=True)
 class _Finished:
     chunk: int
-    outcome: Outcome
+    outcome: Outcome | HandedBack
 
 
 class ParallelCall:
@@ -265,7 +266,7 @@ class ParallelCall:
         failures = [delivery for delivery in deliveries if delivery.error is not None]
         for delivery in failures:
             self._deliver(delivery)
-        if not awaits_results(self._setup.parallel):
+        if not self._goes_on():
             self._settle()
             return
         for command in commands:
@@ -278,8 +279,12 @@ class ParallelCall:
             self._ask_for_more()
         elif self._deliveries:
             self._deliver(self._deliveries.popleft())
-            if not awaits_results(self._setup.parallel):
+            if not self._goes_on():
                 self._settle()
+
+    def _goes_on(self) -> bool:
+        """Whether there are results to wait for; joblib does not know it before it has dispatched something."""
+        return not self._n_submitted or awaits_results(self._setup.parallel)
 
     def _ask_for_more(self) -> None:
         """Have joblib dispatch, for a moment if batches come fast: chunks should not be cut from a single small one."""
@@ -321,7 +326,10 @@ class ParallelCall:
         match message:
             case _Arrived():
                 yield self._arrived(message)
+            case _Finished(chunk, HandedBack(n_kept)) if chunk in self._sent:
+                yield ChunkCut(chunk, n_kept)
             case _Finished() if message.chunk in self._sent:
+                assert not isinstance(message.outcome, HandedBack)
                 yield self._finished(message.chunk, message.outcome)
             case Slots():
                 yield SlotsChanged(message.total)

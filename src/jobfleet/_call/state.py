@@ -88,6 +88,15 @@ class ChunkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkCut:
+    """A chunk has come to a task that takes long, and begins none after it."""
+
+    chunk: int
+    n_kept: int
+    """How many of its tasks, from the first on, have run or run."""
+
+
+@dataclass(frozen=True, slots=True)
 class SlotsChanged:
     """The engine has another number of slots."""
 
@@ -101,7 +110,7 @@ class BatchConsumed:
     batch: int
 
 
-Event = BatchArrived | DispatchPaused | ChunkReplied | ChunkLost | SlotsChanged | BatchConsumed
+Event = BatchArrived | DispatchPaused | ChunkReplied | ChunkLost | ChunkCut | SlotsChanged | BatchConsumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +316,8 @@ class CallState:
                     self._last_reply_s, self._stalled = now_s, False
                 case ChunkLost():
                     self._lost(event, commands)
+                case ChunkCut():
+                    self._cut_short(event, commands)
                 case SlotsChanged():
                     self._slots_changed(event, now_s)
                 case BatchConsumed():
@@ -326,7 +337,7 @@ class CallState:
     # Events
 
     def _arrived(self, event: BatchArrived, now_s: float) -> None:
-        if event.expected_s is not None and self.sizer.mean_s is None and not self.limits.fixed_batches:
+        if event.expected_s is not None and self._may_guess():
             self.sizer.guess(event.expected_s)
         if not self._batches and self.sizer.guessed and (self.sizer.size > 1 or self.limits.help_s):
             self.hold_until_s = now_s + (HELP_HOLD_S if self.limits.help_s else HOLD_S)
@@ -351,6 +362,14 @@ class CallState:
             self._queue.append(_Queued(tasks))
         else:
             last.tasks = range(last.tasks.start, tasks.stop)
+
+    def _may_guess(self) -> bool:
+        """Whether an earlier call says how the first tasks are cut.
+
+        Not where results are taken as they come: joblib hands over a batch's results together, and one task that takes
+        long after all would hold back those of its batch.
+        """
+        return self.sizer.mean_s is None and not self.limits.fixed_batches and not self.limits.streamed
 
     def _queue_the_others(self, tasks: range, failed: Mapping[int, BaseException]) -> None:
         start = tasks.start
@@ -395,6 +414,18 @@ class CallState:
             return
         for number, _ in self._parts(tasks):
             self._fail_batch(number, error, commands)
+
+    def _cut_short(self, event: ChunkCut, commands: list[Command]) -> None:
+        chunk = self._chunks.get(event.chunk)
+        if chunk is None or event.n_kept >= len(chunk.tasks):
+            return
+        if chunk.twin is not None:  # it would run more than this one
+            del self._chunks[chunk.twin]
+            commands.append(GiveUp(chunk.twin))
+            chunk.twin = None
+        chunk.tasks, behind = chunk.tasks[: event.n_kept], chunk.tasks[event.n_kept :]
+        self._n_sent -= len(behind)
+        self._requeue(behind, commands, losses=chunk.losses)
 
     def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
         if self._is_left_to_twin(event):
@@ -662,7 +693,8 @@ class CallState:
             chunk = self._cut(head, here, now_s)
             number = self._add(chunk)
             self._n_sent += len(chunk.tasks)
-            budget_s = None if self.limits.fixed_batches else self.sizer.budget_s(len(chunk.tasks))
+            bounded = len(chunk.tasks) > 1 and not self.limits.fixed_batches
+            budget_s = self.sizer.budget_s(len(chunk.tasks)) if bounded else None
             commands.append(
                 Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s, here, self._n_queued > 0)
             )

@@ -84,6 +84,14 @@ class Slots:
     """On the host that has most."""
 
 
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """Say that a chunk begins no further task; its outcome is still to come."""
+
+    n_kept: int
+    """How many of its tasks, from the first on, have run or run."""
+
+
 #: A `Reply` as bytes followed by its buffers, or `Lost`.
 Outcome = list[Any] | Lost
 
@@ -102,7 +110,9 @@ class Session(Protocol):
         Calls `report` in this thread from time to time.
         """
 
-    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
+    def submit(
+        self, chunk: PackedChunk, label: str, done: Callable[[Outcome | HandedBack], None], here: bool = False
+    ) -> None:
         """Run a chunk, at the latest after the next `flush`; returns at once.
 
         Parameters
@@ -112,7 +122,8 @@ class Session(Protocol):
         label
             Name of it for people, on the dashboard.
         done
-            Called once with the outcome, on a thread of the engine, unless the session is closed before.
+            Called once with the outcome, on a thread of the engine, unless the session is closed before. Maybe with
+            `HandedBack` before that.
         here
             Run it in the thread that is lent; only the first chunk, and only if `help_s` says so.
         """

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import weakref
 from collections import defaultdict
-from collections.abc import Set
+from collections.abc import Callable, Set
 from types import NoneType
 from typing import Any
 
@@ -19,6 +19,7 @@ from dask.base import annotate
 from distributed.comm.core import CommClosedError
 
 from .deaths import ANNOTATION
+from .handing_back import HandBacks
 from .replies import Replies
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Courier:
         self._apart = set()
         self._release_timer = None
         self._replies = Replies(client)
+        self._hand_backs = HandBacks(client)
 
     @property
     def _client(self) -> distributed.Client:
@@ -83,12 +85,13 @@ class Courier:
         self._submissions.append((key, args, keywords, submitted))
         return await submitted
 
-    async def result(self, future: distributed.Future) -> Any:
-        """Wait for a task's result."""
+    async def result(self, future: distributed.Future, handed_back: Callable[[int], None]) -> Any:
+        """Wait for the result of a task; `handed_back` hears meanwhile how many of the chunk's tasks that one keeps."""
         self._replies.expect(future.key)
         try:
-            # There is no public way to wait in the loop without collecting.
-            await future._state.wait()
+            with self._hand_backs.listen(future.key, handed_back):
+                # There is no public way to wait in the loop without collecting.
+                await future._state.wait()
         finally:
             reply = self._replies.take(future.key)
         if reply is not None:

@@ -26,7 +26,7 @@ from .._wire import NEED_DATA, Missing
 from ..errors import NoWorkersError
 from ..options import Options
 from .ahead import place_ahead
-from .base import AheadProgress, Lost, LostKind, Outcome, Overran, Session, Slots
+from .base import AheadProgress, HandedBack, Lost, LostKind, Outcome, Overran, Session, Slots
 from .callers_slot import CallersSlot, callers_slot
 from .connect import usable_client
 from .courier import courier_of
@@ -197,7 +197,7 @@ def _restrictions(options: Options) -> str:
     return f" with {', '.join(f'{k}={v}' for k, v in keywords.items())}" if keywords else ""
 
 
-_Submission = tuple[PackedChunk, str, Callable[[Outcome], None]]
+_Submission = tuple[PackedChunk, str, Callable[[Outcome | HandedBack], None]]
 
 
 @dataclass(slots=True)
@@ -298,7 +298,9 @@ class DaskSession:
         """Return when every host has these buffers, or will get them with its tasks."""
         place_ahead(self._client, self._placement, self._addresses, blobs, report)
 
-    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
+    def submit(
+        self, chunk: PackedChunk, label: str, done: Callable[[Outcome | HandedBack], None], here: bool = False
+    ) -> None:
         """Run a chunk, after the next `flush`; returns at once."""
         if self._cancelled():
             done(Lost(LostKind.ABANDONED, RuntimeError("its task was cancelled")))
@@ -369,14 +371,14 @@ class DaskSession:
         self._room.slot = None
         self._run_held_back()
 
-    async def _run(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None]) -> None:
+    async def _run(self, chunk: PackedChunk, label: str, done: Callable[[Outcome | HandedBack], None]) -> None:
         """Bring one chunk to its outcome: `done` is called whatever happens, unless closed."""
         if self._closed:
             return
         outcome: Outcome | None = None
         while outcome is None:
             try:
-                outcome = await self._reply(chunk, label)
+                outcome = await self._reply(chunk, label, lambda n_kept: done(HandedBack(n_kept)))
             except (Exception, asyncio.CancelledError) as error:  # becomes an outcome: the policy decides
                 if id(chunk) not in self._chunks:
                     return  # it was given up
@@ -394,7 +396,7 @@ class DaskSession:
             running.cancel()
         self._held_back = deque(submission for submission in self._held_back if submission[0] is not chunk)
 
-    async def _reply(self, chunk: PackedChunk, label: str) -> list[Any]:
+    async def _reply(self, chunk: PackedChunk, label: str, handed_back: Callable[[int], None]) -> list[Any]:
         await self._deaths.watched()
         request, inline = chunk.request, chunk.inline
         if chunk.nbytes > _MAX_GRAPH_NBYTES:
@@ -414,7 +416,8 @@ class DaskSession:
             placed = self._placement.store.placed(references, number)
             code = package_code()[1] if with_code else None
             try:
-                reply: Any = await self._run_task(self._key(label, number), code, request, placed, *travelling, *inline)
+                values = (request, placed, *travelling, *inline)
+                reply: Any = await self._run_task(self._key(label, number), handed_back, code, *values)
             except BaseException:
                 self._placement.store.remove_results(number)
                 raise
@@ -435,7 +438,7 @@ class DaskSession:
         """
         return f"('{label}-{number}', 0)" if self._is_inner else f"{label}-{number}"
 
-    async def _run_task(self, key: str, code: bytes | None, *values: Any) -> Any:
+    async def _run_task(self, key: str, handed_back: Callable[[int], None], code: bytes | None, *values: Any) -> Any:
         if self._closed:
             # It was closed while buffers were placed: nothing would cancel this future any more.
             raise asyncio.CancelledError
@@ -467,7 +470,7 @@ class DaskSession:
             first = await send(key, code)
             self._waiting[key] = waiting
             try:
-                reply = await courier.result(first)
+                reply = await courier.result(first, handed_back)
             except asyncio.CancelledError:
                 if key not in self._silent:
                     raise

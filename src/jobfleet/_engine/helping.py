@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from .._data.buffers import Blob, Keeper
 from .._data.packing import PackedChunk
-from .base import AheadProgress, Lost, Outcome, Session, Slots
+from .base import AheadProgress, HandedBack, Lost, Outcome, Session, Slots
 from .local import LocalSession
 
 #: Others would need longer than this to hear of work, do it and give it back.
@@ -45,7 +45,9 @@ class HelpingSession:
         """Return when every host of the cluster has these buffers, or will get them with its tasks."""
         self._cluster.place_ahead(blobs, report)
 
-    def submit(self, chunk: PackedChunk, label: str, done: Callable[[Outcome], None], here: bool = False) -> None:
+    def submit(
+        self, chunk: PackedChunk, label: str, done: Callable[[Outcome | HandedBack], None], here: bool = False
+    ) -> None:
         """Run a chunk; returns at once."""
         if here:
             self._here.submit(chunk, label, done)

@@ -63,6 +63,10 @@ class TaskPlace:
     def report_start(self, position: int) -> None:
         """Do nothing: where a death of this process would be the client's own, nobody asks."""
 
+    def watch(self, kept: Callable[[], int | None]) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: there is no other place where the tasks could go."""
+        return contextlib.nullcontext()
+
     def limit(self, limit: TimeLimit) -> None:
         """Interrupt a task that takes longer than it may; this process is not ended for it."""
         watch(limit, self._region, call_later, lambda: _still_runs(limit))

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import distributed
 from distributed.utils import sync, thread_state
@@ -15,6 +16,7 @@ from .._worker.limit import TimeLimit, watch
 from .base import Engine, Session
 from .dask import DaskEngine, clients_in_use
 from .deaths import STARTS
+from .handing_back import lookout_of
 from .helping import HelpingSession
 from .leaving import given_up, slot_given_back
 from .local import LocalEngine, LocalSession
@@ -39,6 +41,10 @@ class DaskPlace(TaskPlace):
         worker.loop.add_callback(
             watch, limit, self._region, worker.loop.call_later, lambda: worker.loop.add_callback(overdue.end)
         )
+
+    def watch(self, kept: Callable[[], int | None]) -> AbstractContextManager[None]:
+        """Give back what is behind a task that takes long; `kept` gives how many tasks are not, once that is so."""
+        return lookout_of(distributed.get_worker()).watch(thread_state.key, kept)
 
     def report_start(self, position: int) -> None:
         """Tell the scheduler that a task of the chunk starts; returns when it knows."""

@@ -57,6 +57,12 @@ class Place(Protocol):
     def limit(self, limit: TimeLimit) -> None:
         """Interrupt a task that takes longer than it may."""
 
+    def watch(self, kept: Callable[[], int | None]) -> AbstractContextManager[None]:
+        """Let the client have what is behind a task that takes long.
+
+        `kept` gives how many of the chunk's tasks are not, as soon as no further one is begun.
+        """
+
     def report_start(self, position: int) -> None:
         """Tell the scheduler that a task of the chunk starts; returns when it knows."""
 
@@ -119,11 +125,20 @@ def run_chunk(
     if limit is not None:
         calls = limit.each(calls)
         place.limit(limit)
+    stops = _Stops(place.cancelled, request.budget_s)
+
+    def kept() -> int | None:
+        # If the one that runs ends just now, and is counted, none is begun after it all the same.
+        return results.count + 1 if stops.is_over() else None
+
+    # Of a watched chunk all is left together.
+    may_give_back = request.budget_s is not None and not request.report_every
     started = time.perf_counter()
     with (
         capture or nullcontext(),
         limited(spec.inner_max_num_threads, place.default_threads(spec)),
         place.nested(spec) as (renew, was_used),
+        place.watch(kept) if may_give_back else nullcontext(),
     ):
 
         def run_tasks() -> None:
@@ -131,7 +146,6 @@ def run_chunk(
             try:
                 if spec.initializer is not None:
                     _initialize(spec.initializer)
-                stops = _Stops(place.cancelled, request.budget_s)
                 for function, args, kwargs in calls:
                     if stops():
                         if limit is not None:
@@ -199,6 +213,13 @@ class _Stops:
         if self._started is None:
             self._started = now
         return self._cancelled() or now - self._started > self._budget_s
+
+    def is_over(self) -> bool:
+        """Whether no task is begun any more because the time is over, seen by another thread.
+
+        That the last look may have been somewhat before the end, and holds for a while, is counted in.
+        """
+        return self._started is not None and time.perf_counter() - self._started > self._budget_s + 10 * _LOOK_S
 
 
 @functools.lru_cache(maxsize=64)
@@ -345,7 +366,7 @@ class _Results:
         self._atoms: list[Any] = []
         self._buffers: list[Any] = []
         self._events: list[tuple[int, tuple[Any, ...]]] = []
-        self._count = 0
+        self.count = 0
 
     def add(self, result: Any) -> None:
         if type(result) in _NUMBERS or atomic((result,)):
@@ -363,11 +384,11 @@ class _Results:
             self._close_atoms()
             self._groups.append((wire.ONE, data, len(copies)))
             self._buffers.extend(copies)
-        self._count += 1
+        self.count += 1
 
     def add_events(self, events: tuple[Any, ...]) -> None:
         """Add what a task printed and warned; called before its result is added."""
-        self._events.append((self._count, events))
+        self._events.append((self.count, events))
 
     def reply(self, worker: str, seconds: float, failure: TaskFailure | None, nested: bool) -> list[Any]:
         self._close_atoms()

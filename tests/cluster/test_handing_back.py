@@ -1,0 +1,47 @@
+"""What waits in a chunk behind a task that takes long is done elsewhere meanwhile."""
+
+from collections import Counter
+
+import pytest
+from joblib import Parallel, delayed, parallel_config
+
+from tests.witness import mark, names, open_gate, pass_gate, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
+N_TASKS = 40
+
+
+def square(i, directory=None, last=None):
+    """Give a square; in a directory where tasks leave marks, one of them ends last."""
+    if directory is not None:
+        mark(directory, str(i))
+    if i == last:
+        wait_until(lambda: len(set(names(directory))) == N_TASKS, "all others have started")
+    return i * i
+
+
+def square_behind_gate(i, gate, last):
+    if i == last:
+        pass_gate(gate)
+    return i * i
+
+
+@pytest.mark.parametrize("last", [0, 7])
+def test_the_others_of_its_chunk_do_not_wait_for_a_task_that_takes_long(process_client, tmp_path, last):
+    with parallel_config("dask", client=process_client):
+        Parallel()(delayed(square)(i) for i in range(1000))  # so they are known to be short
+        results = Parallel()(delayed(square)(i, tmp_path, last) for i in range(N_TASKS))
+    assert results == [i * i for i in range(N_TASKS)]
+    assert Counter(map(int, names(tmp_path))) == Counter(range(N_TASKS)), "each has run once"
+
+
+def test_a_generator_gives_the_others_results_meanwhile(process_client, tmp_path):
+    with parallel_config("dask", client=process_client):
+        Parallel()(delayed(square_behind_gate)(i, None, None) for i in range(1000))
+        results = Parallel(return_as="generator_unordered")(
+            delayed(square_behind_gate)(i, tmp_path / "gate", last=1) for i in range(N_TASKS)
+        )
+        others = [next(results) for _ in range(N_TASKS - 1)]
+        open_gate(tmp_path / "gate")
+        assert sorted([*others, *results]) == [i * i for i in range(N_TASKS)]
