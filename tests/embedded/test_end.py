@@ -133,8 +133,8 @@ def test_interrupt_from_the_terminal(program):
     program.start_script("""
 client = embedded_client()
 before = client.run(os.getpid)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(30)
 except KeyboardInterrupt:
     pass

@@ -267,6 +267,8 @@ class CallState:
     _n_tasks: int = 0
     _chunks: dict[int, _Chunk] = field(default_factory=dict)
     _next_chunk: int = 0
+    _shortened: set[int] = field(default_factory=set)
+    """Chunks that were cut, since a task takes long."""
     _tries: dict[int, int] = field(default_factory=dict)
     _complete: dict[int, None] = field(default_factory=dict)
     """Batches whose outcome is known and not delivered, in order of completion."""
@@ -423,6 +425,7 @@ class CallState:
             del self._chunks[chunk.twin]
             commands.append(GiveUp(chunk.twin))
             chunk.twin = None
+        self._shortened.add(event.chunk)
         chunk.tasks, behind = chunk.tasks[: event.n_kept], chunk.tasks[event.n_kept :]
         self._n_sent -= len(behind)
         self._requeue(behind, commands, losses=chunk.losses)
@@ -663,6 +666,9 @@ class CallState:
             # A waiting chunk would run on a slot that is not ours to use, or, while a task
             # waits for its inner ones, start more outer tasks than there are slots.
             return concurrency
+        self._shortened &= self._chunks.keys()
+        if self._shortened:
+            return concurrency  # it might wait behind what takes long, and Dask moves no short one
         if self._stalled and n_jobs == -1:
             # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
             return _SHOWN_PER_SLOT * concurrency
