@@ -121,7 +121,7 @@ def summary(results, n_workers):
         lines.append(f"| {row.about} | {' | '.join(cells)} |")
     few = [row for row, _ in rows if row.few is not None]
     if few:
-        notes = {f"{row.few} calls" if row.calls > 1 else f"{row.few} tasks": None for row in few}
+        notes = {f"{row.few} tasks": None for row in few}
         lines += ["", f"~ fewer than the others: {' or '.join(notes)}."]
     return "\n".join(lines)
 

@@ -17,6 +17,10 @@ MEET_S = 20.0
 LEAVE = "leave"
 
 
+#: A file that is older than this is not being written.
+SETTLED_S = 0.2
+
+
 @dataclass(frozen=True)
 class Row:
     """One way to hand large data to tasks."""
@@ -26,7 +30,7 @@ class Row:
     tasks: int = 40
     calls: int = 1
     few: int | None = None
-    """So many tasks, or calls where there are several, for the built-in, which takes long here."""
+    """So many tasks for the built-in, which takes long here."""
     part: float = 1.0
     """Of the size that all rows have."""
     buffers: bool = True
@@ -36,7 +40,7 @@ class Row:
         """Give how many calls, and tasks in each, this subject runs."""
         load = {"n_tasks": self.tasks, "n_calls": self.calls}
         if subject == "builtin" and self.few is not None:
-            load["n_calls" if self.calls > 1 else "n_tasks"] = self.few
+            load["n_tasks"] = self.few
         return load
 
 
@@ -49,10 +53,10 @@ ROWS = (
     Row("estimator", "an array in a fitted estimator", few=8),
     Row("frame", "a DataFrame"),
     Row("sparse", "a sparse matrix"),
-    Row("memmap", "an array that a file holds"),
-    Row("strings", "a dict of strings, a tenth of the size, 16 tasks", tasks=16, few=8, part=0.1, buffers=False),
+    Row("memmap", "an array that a file holds which was not written just now"),
+    Row("strings", "a dict of strings, a tenth of the size, 16 tasks", tasks=16, part=0.1, buffers=False),
     Row("scatter", "an array, by `scatter=`; loky has none"),
-    Row("20calls", "the same array in 20 successive calls of 4 tasks", tasks=4, calls=20, few=5),
+    Row("20calls", "the same array in 20 successive calls of 4 tasks", tasks=4, calls=20),
 )
 
 
@@ -131,6 +135,7 @@ def make(name, nbytes, seed, directory):
     if name == "memmap":
         path = Path(directory, f"memmap-{seed}")
         flat.tofile(path)
+        time.sleep(SETTLED_S)
         return np.memmap(path, dtype=float, mode="r")
     return flat
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -68,6 +69,20 @@ def test_it_is_opened_whatever_it_shows(hosts, connect, path, host):
         assert set(results) == {(str(path), *describe(array)[1:])}, kind
     assert traffic.sent == 0
     assert hosts.files() == hosts.files(host) == []
+
+
+def test_that_the_file_is_settled_is_waited_for_if_that_is_quicker_than_to_read_it(hosts, connect, tmp_path):
+    hosts.start_worker("")
+    client = connect(1)
+    path = tmp_path / "new.bin"
+    np.zeros(2**24).tofile(path)
+    array = np.memmap(path, mode="r", dtype=float)
+    with parallel_config("dask", client=client):
+        Parallel()(delayed(abs)(i) for i in range(3))
+        just_now = time.time_ns() - 20 * 10**6
+        os.utime(path, ns=(just_now, just_now))
+        assert set(Parallel()(delayed(mapped_file)(array) for _ in range(3))) == {str(path)}
+    assert hosts.files() == []
 
 
 def add_one(array):

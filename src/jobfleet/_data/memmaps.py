@@ -14,6 +14,9 @@ from .._store import FileRegion, sample_digest
 #: From this size on a worker opens the file.
 MIN_OPENED_NBYTES = 2**20
 
+#: What it takes to read a file's content and store it, at least: to wait until the file may be opened can be quicker.
+_READ_S_PER_BYTE = 3e-10
+
 
 class MappedFiles:
     """Tell which part of which file a buffer shows.
@@ -69,11 +72,15 @@ def _region(view: memoryview, filename: str, array_offset: int, mapped: mmap.mma
     path = os.path.realpath(filename)
     try:
         status = os.stat(path)
+        left_s = _settled_in_s(status)
+        if 0 < left_s < view.nbytes * _READ_S_PER_BYTE:
+            time.sleep(left_s)
+            status = os.stat(path)
     except OSError:
         return None
     if not start <= address <= address + view.nbytes <= start + len(mapped) or offset + view.nbytes > status.st_size:
         return None
-    if not _is_settled(status) or not _is_only_read(address, path, status.st_ino):
+    if _settled_in_s(status) > 0 or not _is_only_read(address, path, status.st_ino):
         return None
     region = FileRegion(
         path, offset, view.nbytes, status.st_ino, status.st_size, status.st_mtime_ns, sample_digest(view)
@@ -81,10 +88,13 @@ def _region(view: memoryview, filename: str, array_offset: int, mapped: mmap.mma
     return region if region.is_current() else None
 
 
-def _is_settled(status: os.stat_result) -> bool:
-    """Whether a further write would show: file systems tell time in steps of some milliseconds, a few in seconds."""
+def _settled_in_s(status: os.stat_result) -> float:
+    """Give in how many seconds a further write would show.
+
+    File systems tell time in steps of some milliseconds, a few in seconds.
+    """
     step_ns = 2 * 10**9 if status.st_mtime_ns % 10**9 == 0 else 5 * 10**7
-    return time.time_ns() - status.st_mtime_ns > step_ns
+    return max(0, status.st_mtime_ns + step_ns - time.time_ns()) / 1e9
 
 
 def _is_only_read(address: int, path: str, inode: int) -> bool:
