@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobfleet._call.chunking import MAX_WAITING_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import MAX_WAITING_S, MIN_MOVED_S, TARGET_S, ChunkSizer
 from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
     HELP_HOLD_S,
@@ -839,7 +839,7 @@ def of_a_long_chunk(**changes):
     call = Call(slots=2, ahead_per_slot=None, **changes)
     call.state.sizer.observe(1, 0.001)
     call.state.sizer.size = 6
-    call.state.sizer.mean_s = MAX_WAITING_S / 12  # so that chunks may wait on a worker
+    call.state.sizer.mean_s = 0.02  # so that chunks may wait on a worker
     assert sent_tasks(call.arrive(7)) == [tuple(range(6)), (6,)]
     return call
 
@@ -852,6 +852,12 @@ def test_what_is_behind_a_task_that_takes_long_runs_elsewhere():
     assert call.reply([2, 3, 4, 5], each_s=0.001) == []
     assert call.reply([0, 1]) == [Deliver(0, [10 * i for i in range(7)], None)]
     assert call.forgotten == [6, 2, 3, 4, 5, 0, 1]
+
+
+def test_what_lasts_long_enough_to_be_moved_may_wait_on_a_worker():
+    call = of_a_long_chunk()
+    call.state.sizer.mean_s = MIN_MOVED_S / 4
+    assert sent_tasks(call.tell(ChunkCut(0, 2))) == [(2, 3, 4, 5)]
 
 
 def test_a_chunk_that_was_cut_may_be_lost():

@@ -25,6 +25,10 @@ LEAST_BUDGET_S = 0.1
 MIN_WAITING_S = 0.02
 MAX_WAITING_S = 1.0
 
+#: While a task is known to take long, a chunk waits only if it lasts this long at least: Dask then moves it if it has
+#: come behind that task.
+MIN_MOVED_S = 0.1
+
 #: Towards the end of the queue chunks get smaller, so that all slots end together, but not smaller than this part
 #: of their duration.
 MIN_SHARE = 0.1

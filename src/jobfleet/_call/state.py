@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any
 
 from .._engine.base import LostKind
-from .chunking import ChunkSizer
+from .chunking import MIN_MOVED_S, ChunkSizer
 from .recovery import (
     MAX_UNSTARTED_LOSSES,
     after_death,
@@ -667,12 +667,17 @@ class CallState:
             # waits for its inner ones, start more outer tasks than there are slots.
             return concurrency
         self._shortened &= self._chunks.keys()
-        if self._shortened:
+        if self._shortened and self._next_expected_s() < MIN_MOVED_S:
             return concurrency  # it might wait behind what takes long, and Dask moves no short one
         if self._stalled and n_jobs == -1:
             # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
             return _SHOWN_PER_SLOT * concurrency
         return concurrency * self.sizer.chunks_per_slot()
+
+    def _next_expected_s(self) -> float:
+        """Give how long the next chunk will last, by what is known."""
+        share = self.sizer.share(self._n_queued, self._n_sent, self.input_ended)
+        return min(share, self._n_queued) * (self.sizer.mean_s or 0.0)
 
     def _holds(self, now_s: float) -> bool:
         """Whether the call's first tasks wait for those that are about to come."""
