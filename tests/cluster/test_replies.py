@@ -33,7 +33,8 @@ def watched(request):
         with parallel_config("dask", client=client):
             Parallel()(delayed(text)(1) for _ in range(4))  # registers the plugin
         if not request.param:
-            client.unregister_scheduler_plugin("jobfleet-deaths")
+            (ours,) = (name for name in cluster.scheduler.plugins if name.startswith("jobfleet"))
+            client.unregister_scheduler_plugin(ours)
         asked.clear()
         yield client, request.param, asked
 

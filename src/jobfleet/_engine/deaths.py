@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dask.utils import format_bytes
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from .._ship import package_code
 from . import replies
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _plugin() -> SchedulerPlugin:
     """
     namespace = {
         "__module__": "_jobfleet_scheduler",
-        "name": "jobfleet-deaths",
+        "name": f"jobfleet_{package_code()[0]}_deaths",
         "idempotent": True,
         "update_graph": by_value(_update_graph),
         "start": by_value(replies.start),

@@ -20,6 +20,7 @@ from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.threadpoolexecutor import threads_lock
 from distributed.worker_state_machine import SecedeEvent
 
+from .._ship import package_code
 from .._worker.interrupt import REPORT_AFTER_S, Interruptible, insist
 
 #: Below Dask's own, so that `Client.get_worker_logs` shows it.
@@ -40,7 +41,8 @@ def slot_given_back(worker: distributed.Worker, key: str) -> Iterator[Interrupti
         leaving = _of_worker.get(worker)
         if leaving is None:
             leaving = _of_worker[worker] = _Leaving(worker)
-            worker.loop.add_callback(worker.plugin_add, leaving, name="jobfleet-leaving")
+            # A worker may serve several releases: another one's must not take its place.
+            worker.loop.add_callback(worker.plugin_add, leaving, name=f"jobfleet_{package_code()[0]}_leaving")
     leaving.enter(key, region)
     try:
         yield region
