@@ -18,7 +18,7 @@ from jobfleet._backend import JobfleetBackend
 from jobfleet._call import call as call_module
 from jobfleet._call.call import Outputs
 from jobfleet._data.buffers import InProcess
-from jobfleet._engine.base import Lost, LostKind, Slots
+from jobfleet._engine.base import HandedBack, Lost, LostKind, Slots
 from jobfleet._engine.local import run_here
 from jobfleet._wire import CallSpec, Request, WireVersionError
 from jobfleet.errors import ClusterLostError, NoWorkersError, SerializationError
@@ -270,6 +270,28 @@ def test_an_outcome_that_comes_twice_counts_once():
 
     engine = Twice(lambda chunk: run_here(chunk, here()))
     assert parallel(engine)(delayed(double)(i) for i in range(20)) == [2 * i for i in range(20)]
+
+
+def say_and_square(x):
+    print(f"<{x}>")
+    return x * x if x != 17 else x // 0
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator"])
+def test_what_a_chunk_says_of_tasks_it_gave_back_does_not_count(return_as, capsys):
+    """All of it may be sent again, see `ParallelCall._cut`: it runs whole here, each time."""
+
+    class GivesBack(Engine):
+        def submit(self, chunk, label, done, here=False):
+            done(HandedBack(1))
+            super().submit(chunk, label, done)
+
+    engine = GivesBack(far_away)
+    calls = parallel(engine, return_as=return_as)
+    assert list(calls(delayed(say_and_square)(i) for i in range(17))) == [i * i for i in range(17)]
+    assert capsys.readouterr().out == "".join(f"<{i}>\n" for i in range(17))
+    with pytest.raises(ZeroDivisionError):
+        list(calls(delayed(say_and_square)(i) for i in range(30)))
 
 
 def test_each_call_closes_its_session():

@@ -870,6 +870,15 @@ def test_a_chunk_that_was_cut_may_be_lost():
     assert call.reply([0, 1]) == [Deliver(0, [10 * i for i in range(7)], None)]
 
 
+def test_a_task_that_was_given_back_is_not_blamed_for_what_the_chunk_did():
+    call = of_a_long_chunk(retries=1)
+    call.tell(ChunkCut(0, 2))
+    call.sent[0] = (0, 1)
+    assert sent_tasks(call.lose([0, 1], LostKind.OVERRUN, started=3, raised=True))[0] == (0, 1)
+    call.reply([6])
+    assert outcomes(call.reply([2, 3, 4, 5], 0, OOPS)) == [], "it has its own try left"
+
+
 @pytest.mark.parametrize(("chunk", "n_kept"), [(0, 6), (0, 7), (1, 1), (5, 1)])
 def test_a_chunk_that_has_nothing_to_give_back_goes_on(chunk, n_kept):
     call = of_a_long_chunk()

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _wire as wire
@@ -326,11 +326,11 @@ class ParallelCall:
         match message:
             case _Arrived():
                 yield self._arrived(message)
-            case _Finished(chunk, HandedBack(n_kept)) if chunk in self._sent:
-                yield ChunkCut(chunk, n_kept)
-            case _Finished() if message.chunk in self._sent:
-                assert not isinstance(message.outcome, HandedBack)
-                yield self._finished(message.chunk, message.outcome)
+            case _Finished(chunk, outcome) if chunk in self._sent:
+                if isinstance(outcome, HandedBack):
+                    yield self._cut(chunk, outcome.n_kept)
+                else:
+                    yield self._finished(chunk, outcome)
             case Slots():
                 yield SlotsChanged(message.total)
             case BatchConsumed() | DispatchPaused():
@@ -383,6 +383,16 @@ class ParallelCall:
             here=command.here,
         )
 
+    def _cut(self, chunk: int, n_kept: int) -> ChunkCut:
+        """Leave a chunk its first tasks.
+
+        Whatever else it says later is of another one's tasks: all of it is sent again if its worker falls silent, or
+        the scheduler comes back.
+        """
+        sent, packed = self._sent[chunk]
+        self._sent[chunk] = replace(sent, tasks=sent.tasks[:n_kept]), packed
+        return ChunkCut(chunk, n_kept)
+
     def _finished(self, chunk: int, outcome: Outcome) -> Event:
         sent, packed = self._sent.pop(chunk)
         tasks = sent.tasks
@@ -394,7 +404,8 @@ class ParallelCall:
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]
-        self._emit(self._output.take(ended, ((tasks[position], events) for position, events in reply.events)))
+        shown = ((tasks[position], events) for position, events in reply.events if position < len(tasks))
+        self._emit(self._output.take(ended, shown))
         if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
         nbytes = packed.nbytes + sum(len(part) for part in outcome)
@@ -405,6 +416,8 @@ class ParallelCall:
         results: list[Any] = []
         used = 0
         for kind, *fields in reply.results:
+            if len(results) >= len(tasks):
+                break
             if kind == wire.MANY:
                 results.extend(pickle.loads(fields[1]))
                 continue
@@ -415,8 +428,8 @@ class ParallelCall:
                 task = tasks[len(results)]
                 return results, not_readable(reason, task, self._tasks.call(task), reply.worker), False
             used += n_buffers
-        if reply.failure is None:
-            return results, None, False
+        if reply.failure is None or len(results) >= len(tasks):
+            return results[: len(tasks)], None, False
         task = tasks[len(results)]
         failure = TaskFailure(*reply.failure)
         raised = failure.kind in (wire.RAISED, wire.OVERRAN) or failure.part.startswith("exception")

@@ -468,7 +468,8 @@ class CallState:
     def _overran(self, chunk: _Chunk, event: ChunkLost, position: int, commands: list[Command]) -> None:
         before, task, after = chunk.tasks[:position], chunk.tasks[position : position + 1], chunk.tasks[position + 1 :]
         self._requeue(after, commands, losses=chunk.losses, deaths=chunk.deaths)
-        self._failed(task, event.error, event.raised, commands)
+        if task:  # it may be one that the chunk has given back
+            self._failed(task, event.error, event.raised, commands)
         self._requeue(before, commands, losses=chunk.losses, deaths=chunk.deaths)
 
     def _give_up(self, tasks: range, error: BaseException, commands: list[Command]) -> None:
