@@ -74,9 +74,9 @@ def _times(results, n_workers):
             if failed:
                 notes.append(f"{row.name}: {subject} failed {failed} times.")
             if _is_reduced(row, subject):
-                load = row.load(subject)
-                what = f"{load['n_tasks']} tasks"
-                notes.append(f"~ {row.name}: {subject} ran {what} only; its numbers are of these, not scaled up.")
+                notes.append(
+                    f"~ {row.name}: {subject} ran {row.few} tasks only; its numbers are of these, not scaled up."
+                )
     title = f"{size:.0f} MB, {n_workers} worker processes; medians; sockets, memory and its peak in sizes of the data"
     return "\n".join([title, "", *aligned(lines), *notes])
 

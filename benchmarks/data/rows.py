@@ -15,8 +15,6 @@ STARTS = 7
 MEET_S = 20.0
 #: The name of a file that ends such a meeting.
 LEAVE = "leave"
-
-
 #: A file that is older than this is not being written.
 SETTLED_S = 0.2
 

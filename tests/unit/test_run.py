@@ -20,6 +20,7 @@ from jobfleet._worker.run import run_chunk
 pytestmark = pytest.mark.timeout(20)
 
 RAN = []
+WATCHED = []
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,6 @@ def _nothing_ran():
 def note(x):
     RAN.append(x)
     return x
-
-
-WATCHED = []
 
 
 def note_late(i):
@@ -81,11 +79,11 @@ def test_a_chunk_whose_time_is_over_says_what_it_keeps():
     place = here()
 
     @contextlib.contextmanager
-    def watch(kept):
+    def give_back(kept):
         WATCHED.append(kept)
         yield
 
-    place.watch = watch
+    place.give_back = give_back
     assert read(answer([(note_late, i) for i in range(5)], place, budget_s=0.01)) == [0, 1, 2]
     assert WATCHED[0]() == 4, "three have ended; a fourth would be the one that runs"
     assert read(answer([(note, i) for i in range(5)], place)) == [0, 1, 2, 3, 4]

@@ -38,25 +38,6 @@ _PIECE_S = 60.0
 #: How often it is looked whether the worker that one waits for is still there.
 _LOOK_S = 1.0
 
-
-async def while_there(client: distributed.Client, worker: str, answer: Awaitable[T]) -> T:
-    """Wait for what a worker answers: Dask tries for half a minute to reach one that has died.
-
-    Raises
-    ------
-    CommClosedError
-        The scheduler does not have the worker any more.
-    """
-    answering = asyncio.ensure_future(answer)
-    try:
-        while not (await asyncio.wait([answering], timeout=_LOOK_S))[0]:
-            if worker not in (await client.scheduler.identity())["workers"]:
-                raise CommClosedError(f"{worker} has gone")
-        return answering.result()
-    finally:
-        answering.cancel()
-
-
 #: Pieces of results that pass through the scheduler, which holds several copies of each.
 _RELAYED_NBYTES = 2**22
 
@@ -87,6 +68,24 @@ def placement_of(client: distributed.Client) -> Placement:
             placement = _placements[client] = Placement(client)
             client.loop.add_callback(placement.watch_client)
         return placement
+
+
+async def while_there(client: distributed.Client, worker: str, answer: Awaitable[T]) -> T:
+    """Wait for what a worker answers: Dask tries for half a minute to reach one that has died.
+
+    Raises
+    ------
+    CommClosedError
+        The scheduler does not have the worker any more.
+    """
+    answering = asyncio.ensure_future(answer)
+    try:
+        while not (await asyncio.wait([answering], timeout=_LOOK_S))[0]:
+            if worker not in (await client.scheduler.identity())["workers"]:
+                raise CommClosedError(f"{worker} has gone")
+        return answering.result()
+    finally:
+        answering.cancel()
 
 
 class Placement:

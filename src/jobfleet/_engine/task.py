@@ -42,7 +42,7 @@ class DaskPlace(TaskPlace):
             watch, limit, self._region, worker.loop.call_later, lambda: worker.loop.add_callback(overdue.end)
         )
 
-    def watch(self, kept: Callable[[], int | None]) -> AbstractContextManager[None]:
+    def give_back(self, kept: Callable[[], int | None]) -> AbstractContextManager[None]:
         """Give back what is behind a task that takes long; `kept` gives how many tasks are not, once that is so."""
         return lookout_of(distributed.get_worker()).watch(thread_state.key, kept)
 

@@ -57,7 +57,7 @@ class Place(Protocol):
     def limit(self, limit: TimeLimit) -> None:
         """Interrupt a task that takes longer than it may."""
 
-    def watch(self, kept: Callable[[], int | None]) -> AbstractContextManager[None]:
+    def give_back(self, kept: Callable[[], int | None]) -> AbstractContextManager[None]:
         """Let the client have what is behind a task that takes long.
 
         `kept` gives how many of the chunk's tasks are not, as soon as no further one is begun.
@@ -138,7 +138,7 @@ def run_chunk(
         capture or nullcontext(),
         limited(spec.inner_max_num_threads, place.default_threads(spec)),
         place.nested(spec) as (renew, was_used),
-        place.watch(kept) if may_give_back else nullcontext(),
+        place.give_back(kept) if may_give_back else nullcontext(),
     ):
 
         def run_tasks() -> None:
