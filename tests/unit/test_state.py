@@ -425,12 +425,10 @@ def test_the_task_that_kills_workers_is_found_and_the_others_have_their_results(
     call.arrive(2)
     first = tuple(range(9))
     assert sends(call.lose(first)) == [(first, 3, 1)], "every third task says that it starts"
-    commands = call.lose(first, started=3)
-    assert sends(commands) == [((0, 1, 2), 0, 0)], "those that ended or never ran are clear"
-    assert sends(call.reply([0, 1, 2])) == [((3, 4, 5), 1, 2)]
+    assert sends(call.lose(first, started=3)) == [((3, 4, 5), 1, 2)], "those that ended or never ran are clear"
     commands = call.lose([3, 4, 5], started=1)
     assert outcomes(commands) == [(0, [], LOST)]
-    assert 5 in call.forgotten
+    assert {0, 5} < set(call.forgotten)
     assert outcomes(call.reply([9, 10])) == [(1, [90, 100], None)]
 
 
@@ -443,16 +441,22 @@ def test_what_only_waited_on_the_worker_is_not_blamed():
     assert outcomes(call.lose([0])) == [(0, [], LOST)], "but workers that die before anything runs end the call"
 
 
-def test_those_who_saw_two_workers_die_do_not_run_together():
-    call = Call(slots=3, fixed_batches=True)
-    for _ in range(3):
+def test_who_saw_two_workers_die_runs_while_nothing_else_does():
+    """It might be blamed for what that does: a worker may have several threads."""
+    call = Call(slots=4, fixed_batches=True)
+    for _ in range(4):
         call.arrive(1)
-    for task in (0, 1):
-        call.lose([task])
-        call.lose([task], started=0)
-    assert sorted(call.sent.values()) == [(0,), (2,)]
+    call.lose([0])
+    call.lose([1])
+    assert sends(call.lose([0], started=0)) == [], "the others have to come back first"
     assert sends(call.reply([2])) == []
-    assert sends(call.reply([0])) == [((1,), 1, 2)]
+    assert sends(call.lose([1], started=0)) == []
+    assert sends(call.arrive(1)) == []
+    assert sends(call.reply([3])) == [((1,), 1, 2)]
+    assert sends(call.arrive(1)) == []
+    assert sends(call.reply([1])) == [((0,), 1, 2)]
+    assert sends(call.lose([0], started=0)) == [((4,), 0, 0), ((5,), 0, 0)]
+    assert 0 in call.delivered
 
 
 def test_what_a_watched_chunk_leaves_stays_watched():

@@ -126,7 +126,8 @@ class Books:
         assert len(tasks) == 1 or self.suspects.isdisjoint(tasks)
         assert {self.died.get(task, 0) for task in tasks} == {command.deaths}
         assert bool(command.report_every) == bool(command.deaths)
-        assert command.deaths < 2 or not self.one_runs_by_itself(), "one might be blamed for the other"
+        assert not self.one_runs_by_itself(), "it might be blamed for what runs beside it"
+        assert command.deaths < 2 or not self.chunks, "it might be blamed for what runs beside it"
         self.chunks[chunk] = tasks
         self.sent[chunk] = command
         self.tasks.update(dict.fromkeys(tasks, chunk))
@@ -182,9 +183,9 @@ class Books:
                 assert batch in self.delivered, "its fate is known, joblib is not told"
         live = [t for t, state in self.tasks.items() if state not in (DONE, GIVEN_UP)]
         waiting = [t for t in live if self.tasks[t] is WAITING and self.batch_of[t] not in self.delivered]
-        if self.one_runs_by_itself():
-            waiting = [t for t in waiting if self.died.get(t, 0) < 2]
-        assert not waiting or len(self.chunks) >= min(self.concurrency, self.slots), "a slot is idle"
+        one_is_suspect = self.one_runs_by_itself() or any(self.died.get(t, 0) > 1 for t in waiting)
+        most = min(self.concurrency, self.slots)
+        assert not waiting or len(self.chunks) >= (min(1, most) if one_is_suspect else most), "a slot is idle"
         assert live or not self.state.unfinished
         both = [n for n in self.chunks if n in self.twins and self.twins[n] not in self.chunks]
         assert all(n in self.widows for n in both), "its tasks have their outcome, and it goes on"

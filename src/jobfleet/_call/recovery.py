@@ -92,7 +92,10 @@ def report_every(n_tasks: int, deaths: int) -> int:
 
 
 def runs_by_itself(deaths: int) -> bool:
-    """Whether no two chunks that have seen so many workers die may run at once: each could be blamed for the other."""
+    """Whether nothing else of the call may run beside a chunk that has seen so many workers die.
+
+    It could be blamed for what that does: the next death is its fault, and a worker may have several threads.
+    """
     return deaths > 1
 
 

@@ -269,6 +269,8 @@ class CallState:
     _next_chunk: int = 0
     _shortened: set[int] = field(default_factory=set)
     """Chunks that were cut, since a task takes long."""
+    _suspects: bool = False
+    """Some tasks have seen so many workers die that they run by themselves."""
     _tries: dict[int, int] = field(default_factory=dict)
     _complete: dict[int, None] = field(default_factory=dict)
     """Batches whose outcome is known and not delivered, in order of completion."""
@@ -628,6 +630,7 @@ class CallState:
             else:
                 live.append(part)
         self._n_queued += sum(map(len, live))
+        self._suspects |= runs_by_itself(deaths)
         self._queue.extendleft(_Queued(part, alone, losses, deaths) for part in reversed(live))
 
     def _take(self, number: int, commands: list[Command]) -> _Chunk | None:
@@ -736,10 +739,14 @@ class CallState:
                 commands.append(Send(chunk.twin, chunk.tasks, copy_of=number))
 
     def _next_to_send(self) -> _Queued | None:
-        head = self._queue[0]
-        if not runs_by_itself(head.deaths) or not any(runs_by_itself(c.deaths) for c in self._chunks.values()):
-            return head
-        return next((queued for queued in self._queue if not runs_by_itself(queued.deaths)), None)
+        if not self._suspects:
+            return self._queue[0]
+        if any(runs_by_itself(chunk.deaths) for chunk in self._chunks.values()):
+            return None
+        suspect = next((queued for queued in self._queue if runs_by_itself(queued.deaths)), None)
+        if suspect is None:
+            return self._queue[0]
+        return None if self._chunks else suspect  # once all that runs has come back
 
     def _cut(self, head: _Queued, here: bool, now_s: float) -> _Chunk:
         if head.alone:
