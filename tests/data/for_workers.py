@@ -56,10 +56,12 @@ def total(array):
 
 
 def touch_and_meet(array, directory):
-    """Touch all of an array while another process does."""
-    total = float(array.sum())
-    meet(directory, 2)
-    return os.getpid(), total
+    """Touch all of an array while another process does; gives its share of memory while both have it."""
+    array.sum()
+    meet(directory / "touched", 2)
+    memory = memory_of(os.getpid())
+    meet(directory / "measured", 2)
+    return os.getpid(), memory
 
 
 def memory_of(pid):
