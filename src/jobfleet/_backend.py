@@ -32,7 +32,6 @@ from ._filters import encode_filters
 from ._observe.ahead import ScatterProgress
 from ._sink import current_sink
 from ._wire import CallSpec, process_token
-from ._worker.interrupt import uninterrupted
 from .errors import NestingError, OptionTypeError, OptionValueError
 from .options import Options, check_integer
 
@@ -163,11 +162,7 @@ class JobfleetBackend(ParallelBackendBase):
     # One call
 
     def start_call(self) -> None:
-        """Begin a call."""
-        with uninterrupted():  # a task's own call, begun by halves, would never end
-            self._start_call()
-
-    def _start_call(self) -> None:
+        """Prepare for a call, which begins with its first batch: should it end before, joblib does not tell."""
         forget_leftovers(self.parallel)
         engine = self._engine_in_use()
         options = self._options
@@ -216,7 +211,6 @@ class JobfleetBackend(ParallelBackendBase):
                 sink=sink,
             )
         )
-        self._call.start()
 
     def compute_batch_size(self) -> int:
         """Answer how many tasks joblib's next batch should have."""

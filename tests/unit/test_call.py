@@ -330,7 +330,37 @@ def test_results_and_arguments_are_not_kept_after_the_call():
         assert [ref() for ref in alive] == [None, None]
 
 
+def drivers():
+    return [thread for thread in threading.enumerate() if thread.name == "jobfleet-driver"]
+
+
 def test_the_thread_of_a_call_has_ended_when_its_results_are_there():
     for _ in range(20):
         parallel(ScriptedEngine(2))(delayed(double)(i) for i in range(5))
-        assert not [thread for thread in threading.enumerate() if thread.name == "jobfleet-driver"]
+        assert not drivers()
+
+
+@pytest.mark.parametrize(("iterable", "keywords"), [(5, {}), ([], {"pre_dispatch": "2 * nonsense"})])
+def test_a_call_of_which_joblib_makes_nothing_leaves_nothing(iterable, keywords):
+    """joblib does not say that it ends: nor would it if this thread were interrupted there."""
+    engine = Engine(None)
+    with pytest.raises((TypeError, ValueError)):
+        parallel(engine, **keywords)(iterable)
+    assert engine.changed is None
+    assert not drivers()
+
+
+class Unended(Parallel):
+    def _terminate_and_reset(self):
+        raise KeyboardInterrupt
+
+
+def test_a_call_that_is_interrupted_at_its_very_end_leaves_nothing(monkeypatch):
+    monkeypatch.setattr(call_module, "_IDLE_S", 0.01)
+    engine = Engine(lambda chunk: run_here(chunk, here()))
+    with pytest.raises(KeyboardInterrupt):
+        Unended(backend=JobfleetBackend(engine=engine))(delayed(double)(i) for i in range(5))
+    for thread in drivers():
+        thread.join(10)
+    assert not drivers()
+    assert engine.closed

@@ -23,7 +23,7 @@ from .._engine.base import HandedBack, Lost, LostKind, Outcome, Session, Slots
 from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
-from .._worker.interrupt import current
+from .._worker.interrupt import current, uninterrupted
 from .describe import label, loss_error, not_readable, not_sendable, task_error, timeout_message
 from .durations import durations
 from .output import OutputOrder
@@ -152,6 +152,7 @@ class ParallelCall:
         self._function: Any = None
         """That of the first task."""
         self._n_submitted = 0
+        self._begun = False
         self._ended = False
         self._settled = threading.Event()
         # Its `put` is safe to call from a finalizer, unlike that of a queue with a lock.
@@ -159,20 +160,18 @@ class ParallelCall:
         context = setup.sink.context.copy()
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="jobfleet-driver", daemon=True)
 
-    def start(self) -> None:
-        """Start the driver."""
-        self._session.watch_slots(lambda slots: self._inbox.put(slots))
-        self._thread.start()
-
     def batch_size(self) -> int:
         """Answer joblib how many tasks its next batch should have."""
         return self._state.sizer.batch_size
 
     def submit(self, calls: list[Call], callback: Callable[[Outputs], None]) -> None:
-        """Take a batch from joblib; never blocks, never raises for a task's fault.
+        """Take a batch from joblib, the first of which starts the driver; never blocks or raises for a task's fault.
 
         The calls are pickled here, before the user's generator goes on and may change them.
         """
+        if not self._begun:
+            with uninterrupted():
+                self._begin()
         encoded: EncodedCalls | None = None
         error: BaseException | None = None
         reasons: dict[int, Exception] | None = {} if self._setup.limits.return_exceptions else None
@@ -185,6 +184,11 @@ class ParallelCall:
         failed = {i: self._not_sendable(calls, i, reason) for i, reason in (reasons or {}).items()}
         self._n_submitted += len(calls)
         self._inbox.put(_Arrived(calls, encoded, error, failed, callback))
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._session.watch_slots(lambda slots: self._inbox.put(slots))
+        self._thread.start()
 
     def _not_sendable(self, calls: list[Call], i: int, reason: Exception) -> BaseException:
         error = not_sendable(reason, unpicklable_part(*calls[i]), self._n_submitted + i, calls[i])
@@ -227,7 +231,7 @@ class ParallelCall:
         """End the call; its thread too, unless it was aborted and may be held up by the user's code."""
         aborted = self._ended
         self.abort()
-        if not aborted and self._thread is not threading.current_thread():
+        if self._begun and not aborted and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_S)
 
     # In the driver's thread
@@ -311,10 +315,15 @@ class ParallelCall:
                 messages.append(self._inbox.get_nowait())
         except queue.Empty:
             if not messages and not self._deliveries and not self._n_to_ask_for and self._state.hold_until_s is None:
-                lost = self._session.lost()
-                if lost is not None:
-                    messages += [_Finished(chunk, lost) for chunk in self._sent]
+                return self._idle()
         return messages
+
+    def _idle(self) -> list[Any]:
+        """Look whether there is a reason why nothing comes; gives what takes the place of a message."""
+        if not self._goes_on():
+            self.abort()  # the caller was interrupted before joblib said that the call is over
+        lost = self._session.lost()
+        return [] if lost is None else [_Finished(chunk, lost) for chunk in self._sent]
 
     def _patience_s(self) -> float:
         """Give how long to wait for a message."""
