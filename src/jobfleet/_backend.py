@@ -33,7 +33,7 @@ from ._observe.ahead import ScatterProgress
 from ._sink import current_sink
 from ._wire import CallSpec, process_token
 from .errors import NestingError, OptionTypeError, OptionValueError
-from .options import Options, check_integer
+from .options import CLUSTER_OPTIONS, Options, check_integer
 
 #: As joblib defines them.
 _MMAP_MODES = (None, "r+", "r", "w+", "c")
@@ -118,8 +118,8 @@ class JobfleetBackend(ParallelBackendBase):
         joblib passes the named parameters always; `options` are what the user gave to `Parallel`.
         """
         if self.parallel is not parallel:
+            self._template.was_used = True
             raise FallbackToBackend(self._for(parallel, options))
-        self._template.was_used = True
         if self.inner_max_num_threads is not None:  # joblib sets it
             check_integer("inner_max_num_threads", self.inner_max_num_threads, 1)
         if mmap_mode not in _MMAP_MODES:
@@ -136,6 +136,9 @@ class JobfleetBackend(ParallelBackendBase):
         if not options:
             # The engine and the objects sent ahead are those of the block.
             copy._template = self._template
+        elif options.keys().isdisjoint(CLUSTER_OPTIONS):
+            # That of a task's calls knows the task.
+            copy._engine = self._template._engine
         copy.parallel = parallel
         return copy
 
@@ -168,6 +171,7 @@ class JobfleetBackend(ParallelBackendBase):
         options = self._options
         sink = current_sink()
         fixed_batches = self.parallel.batch_size != "auto"
+        session = engine.open(options, self._slots, lends_thread=self._lends_thread())
         spec = CallSpec(
             call_id=uuid4().hex,
             depth=engine.depth,
@@ -179,8 +183,8 @@ class JobfleetBackend(ParallelBackendBase):
             initializer=_pickled_initializer(options),
             task_timeout=options.task_timeout,
             nested=options.inherited(),
+            callers=session.callers.tasks,
         )
-        session = engine.open(options, self._slots, lends_thread=self._lends_thread())
         limits = CallLimits(
             n_jobs=self.parallel.n_jobs,
             fixed_batches=fixed_batches,
@@ -192,6 +196,7 @@ class JobfleetBackend(ParallelBackendBase):
             return_exceptions=options.return_exceptions,
             help_s=session.help_s,
             speculation=options.speculation,
+            deaths=session.callers.deaths,
         )
         scattered = self._template._sent_ahead(session.keeper)
         if scattered:

@@ -89,6 +89,8 @@ class CallSpec(_Message):
     """Seconds that each task may take."""
     nested: tuple[tuple[str, Any], ...]
     """Options that calls made by the tasks inherit; plain values."""
+    callers: tuple[tuple[str, int], ...]
+    """The tasks that the call was made by, outermost first: name of the chunk, and position in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Request(_Message):
     report_every: int = 0
     """Before the first task, and each one that is a multiple of this further, the scheduler is told; 0: never.
     So it is known who ran when the worker dies."""
+    deaths: int = 0
+    """How many workers have died with these tasks."""
     others_wait: bool = False
     """More tasks of the call wait for a slot: whatever these tasks hand to the cluster waits, too."""
 

@@ -18,6 +18,9 @@ import dask.utils
 
 from .errors import OptionTypeError, OptionValueError
 
+#: Those of which one at most says what runs the tasks.
+CLUSTER_OPTIONS = ("client", "address", "scheduler_host", "scheduler_file", "engine")
+
 #: Keywords of `distributed.Client.submit` that are handed to it with every chunk.
 SUBMIT_KEYWORDS = ("allow_other_workers", "fifo_timeout", "priority", "resources", "workers")
 
@@ -144,7 +147,7 @@ class Options:
         self._set("initargs", tuple(self.initargs))
         self._check_placement()
         check_configuration()
-        chosen = [n for n in ("client", "address", "scheduler_host", "scheduler_file", "engine") if getattr(self, n)]
+        chosen = [n for n in CLUSTER_OPTIONS if getattr(self, n)]
         if len(chosen) > 1:
             raise OptionValueError(f"{' and '.join(chosen)} each choose what runs the tasks: give one of them only")
 

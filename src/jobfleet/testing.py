@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ._backend import nested_backend
 from ._data.packing import PackedChunk
-from ._engine.base import Lost, LostKind, Outcome, Slots
+from ._engine.base import Callers, Lost, LostKind, Outcome, Slots
 from ._engine.local import LocalEngine, LocalSession
 from ._engine.place import TaskPlace
 from ._worker.interrupt import Interruptible
@@ -91,7 +91,7 @@ class _ScriptedSession(LocalSession):
 
 
 def _place(closed: Callable[[], bool], region: Interruptible) -> TaskPlace:
-    def make_engine(depth: int) -> LocalEngine:
+    def make_engine(depth: int, callers: Callable[[], Callers]) -> LocalEngine:
         return LocalEngine(nested_backend, depth, closed)
 
     return TaskPlace(nested_backend, make_engine, "this process", closed, region)

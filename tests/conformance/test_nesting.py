@@ -213,20 +213,23 @@ def test_a_threading_block_inside_a_task_is_obeyed(backend):
             assert {inner_pid for inner_pid, _ in inner} == {pid}
 
 
-def endless(n, width):
-    return Parallel(n_jobs=2)(delayed(endless)(n + 1, width) for _ in range(width))
+def endless(n, width, keywords):
+    return Parallel(n_jobs=2, **keywords)(delayed(endless)(n + 1, width, keywords) for _ in range(width))
 
 
 # A tree of 2**16 tasks would be a burden on the machine, should it not be stopped.
-@pytest.mark.parametrize(("width", "options"), [(1, {}), (2, {"max_nesting_depth": 5})])
-def test_endless_recursion_is_a_clear_error(backend, against, width, options):
+@pytest.mark.parametrize(
+    ("width", "options", "keywords"),
+    [(1, {}, {}), (2, {"max_nesting_depth": 5}, {}), (1, {"max_nesting_depth": 5}, {"retries": 1})],
+)
+def test_endless_recursion_is_a_clear_error(backend, against, width, options, keywords):
     if against != "jobfleet":
         pytest.skip("the others do not stop it")
     from jobfleet.errors import JobfleetError
 
     with backend(**options):
         with pytest.raises(JobfleetError, match=r"(?i)nest|recurs|deep|level"):
-            Parallel(n_jobs=2)(delayed(endless)(0, width) for _ in range(width))
+            Parallel(n_jobs=2)(delayed(endless)(0, width, keywords) for _ in range(width))
         assert Parallel()(delayed(square)(i) for i in range(4)) == [0, 1, 4, 9]
 
 

@@ -12,7 +12,7 @@ import psutil
 from distributed import get_worker
 from joblib import Parallel, delayed
 
-from tests.witness import mark, marks, names, pass_gate, wait_until
+from tests.witness import mark, marks, meet, names, pass_gate, wait_until
 
 HELD_S = 60.0
 
@@ -196,3 +196,41 @@ def until_paused():
 def ones_if_large(large, nbytes, i):
     """Give the square; of the large one an array of so many bytes."""
     return np.ones(nbytes, dtype=np.uint8) if i == large else i * i
+
+
+def kill_as_planned(directory, plan, callers):
+    """Kill a process at each attempt that the plan has one for: this one, or the last or the first of the callers."""
+    mark(directory)
+    attempt = len(names(directory))
+    if attempt <= len(plan):
+        victims = {"own": os.getpid(), "caller": callers[-1], "outermost": callers[0]}
+        os.kill(victims[plan[attempt - 1]], signal.SIGKILL)
+        pass_gate(directory / "never")  # it does not end before its end is heard of
+
+
+def call_that_kills(directory, plan, hosts, callers=()):
+    """Make a call of one task that kills, as deep as there are hosts: each caller is on another one."""
+    others = [host for host in hosts if host not in get_worker().address]
+    callers = (*callers, os.getpid())
+    if len(others) > 1:
+        task = delayed(call_that_kills)(directory, plan, others, callers)
+    else:
+        task = delayed(kill_as_planned)(directory, plan, callers)
+    # Dask holds to a host, not to a worker's name or address, when another worker has taken the place of one that died.
+    return Parallel(batch_size=1, workers=others)([task])
+
+
+def die_once_elsewhere(directory, caller):
+    """Meet another task in another process; the one that is not with the caller kills its process, the first time."""
+    meet(directory / "met", 2)
+    if os.getpid() != caller and not names(directory / "died"):
+        mark(directory / "died")
+        leave()
+
+
+def call_twice_unlucky(directory, plan):
+    """Make a call that costs a worker and recovers, then one of which a task kills."""
+    mark(directory / "outer")
+    Parallel(batch_size=1)(delayed(die_once_elsewhere)(directory, os.getpid()) for _ in range(2))
+    Parallel(batch_size=1)([delayed(square)(1), delayed(kill_as_planned)(directory / "kills", plan, (os.getpid(),))])
+    return "done"

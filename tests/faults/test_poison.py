@@ -1,5 +1,6 @@
 """A task that kills its worker, beside what the plan has of it: two of them, generators, this process's own cluster."""
 
+import sys
 from collections import Counter
 
 import pytest
@@ -8,7 +9,7 @@ from joblib import Parallel, delayed, parallel_config
 from jobfleet._engine.embedded import close_embedded
 from jobfleet.errors import WorkerLostError
 from tests.faults.conftest import assert_nothing_is_left
-from tests.faults.tasks import leave, segfault, square, square_unless
+from tests.faults.tasks import call_that_kills, call_twice_unlucky, leave, segfault, square, square_unless
 from tests.witness import names
 
 N_TASKS = 12
@@ -46,6 +47,41 @@ def test_two_of_them_are_both_found(cluster, tmp_path):
         results = Parallel(batch_size=1)(tasks)
     assert [i for i, r in enumerate(results) if isinstance(r, WorkerLostError)] == poison, results
     assert [r for i, r in enumerate(results) if i not in poison] == [i * i for i in range(N_TASKS) if i not in poison]
+    assert_nothing_is_left(client)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a network of hosts on its loopback interface")
+@pytest.mark.parametrize(
+    ("plan", "depth"),
+    [
+        (["own", "own", "own"], 1),
+        (["own", "own", "caller"], 1),
+        (["own", "caller", "own"], 1),
+        (["caller", "own", "own"], 1),
+        (["caller", "caller", "own"], 1),
+        (["own", "own", "outermost"], 2),
+        (["own", "caller", "outermost"], 2),
+        (["caller", "outermost", "own"], 2),
+    ],
+)
+def test_three_die_in_all_of_a_task_of_a_task(cluster, tmp_path, plan, depth):
+    """Whoever dies of it, it or one of its callers."""
+    hosts = [f"127.0.0.{number + 1}" for number in range(depth + 1)]
+    client = cluster(nanny=True, hosts=hosts)
+    with parallel_config("dask", client=client):
+        with pytest.raises(WorkerLostError, match="until 3 workers had died"):
+            Parallel()([delayed(call_that_kills)(tmp_path / "kills", [*plan, *plan], hosts)])
+        assert Parallel()([delayed(square)(3)]) == [9]
+    assert len(names(tmp_path / "kills")) == 3
+    assert_nothing_is_left(client)
+
+
+def test_a_death_that_a_call_has_got_over_does_not_count_for_its_caller(cluster, tmp_path):
+    client = cluster(nanny=True)
+    with parallel_config("dask", client=client):
+        assert Parallel()([delayed(call_twice_unlucky)(tmp_path, ["caller", "caller"])]) == ["done"]
+    assert len(names(tmp_path / "died")) == 1
+    assert len(names(tmp_path / "outer")) == 3
     assert_nothing_is_left(client)
 
 

@@ -29,6 +29,7 @@ def spec(**changes):
         "initializer": None,
         "task_timeout": None,
         "nested": (),
+        "callers": (),
     }
     return CallSpec(**{**values, **changes}).to_bytes()
 
@@ -37,7 +38,7 @@ def here():
     """Give this process as the place where chunks run."""
     return TaskPlace(
         nested_backend,
-        lambda depth: LocalEngine(nested_backend, depth),
+        lambda depth, callers: LocalEngine(nested_backend, depth),
         "this process",
         cancelled=lambda: False,
         region=Interruptible(),

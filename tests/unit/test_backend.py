@@ -312,12 +312,13 @@ def test_inner_calls_keep_the_options_of_the_outer_one():
     assert calls([delayed(options_in_task)()]) == [(2, 5, 7, 9)]
 
 
-def test_a_call_is_told_that_its_tasks_make_calls():
+@pytest.mark.parametrize("options", [{}, {"retries": 1}])
+def test_a_call_is_told_that_its_tasks_make_calls(options):
     """It then keeps one chunk per slot, which bounds the outer tasks that have started."""
-    with here().nested(CallSpec.from_bytes(spec())) as (renew, was_used):
+    with here().nested(CallSpec.from_bytes(spec()), 0, lambda: 0) as (renew, was_used):
         renew()
         assert not was_used()
-        assert inner_sum(3) == 6
+        assert Parallel(**options)([delayed(double)(3)]) == [6]
         assert was_used()
 
 

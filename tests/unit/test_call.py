@@ -18,7 +18,7 @@ from jobfleet._backend import JobfleetBackend
 from jobfleet._call import call as call_module
 from jobfleet._call.call import Outputs
 from jobfleet._data.buffers import InProcess
-from jobfleet._engine.base import HandedBack, Lost, LostKind, Slots
+from jobfleet._engine.base import Callers, HandedBack, Lost, LostKind, Slots
 from jobfleet._engine.local import run_here
 from jobfleet._wire import CallSpec, Request, WireVersionError
 from jobfleet.errors import ClusterLostError, NoWorkersError, SerializationError
@@ -40,6 +40,7 @@ class Engine:
 
     depth = 0
     keeper = InProcess()
+    callers = Callers()
     help_s = 0.0
 
     def __init__(self, answer, slots=1):

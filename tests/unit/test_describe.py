@@ -290,7 +290,7 @@ def test_a_result_that_does_not_unpickle_is_told_of():
 @pytest.mark.parametrize(
     ("kind", "cls", "words"),
     [
-        (LostKind.WORKER, WorkerLostError, "call 7, fit(1), ran 1 times, and each time its worker died"),
+        (LostKind.WORKER, WorkerLostError, "call 7, fit(1), was tried until 1 workers had died of it"),
         (LostKind.DATA, CallError, "the data of call 7, fit(1), were lost again and again"),
         (LostKind.SCHEDULER, ClusterLostError, "the connection to the scheduler was lost during call 7, fit(1)"),
         (LostKind.ENGINE, ClusterError, "the cluster could not run call 7, fit(1)"),

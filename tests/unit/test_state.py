@@ -19,6 +19,7 @@ from jobfleet._call.state import (
     DispatchPaused,
     Forget,
     GiveUp,
+    NoteDeaths,
     Send,
     SlotsChanged,
 )
@@ -90,11 +91,11 @@ class Call:
         results = [10 * task for task in tasks[:n_done]]
         return self.tell(ChunkReplied(chunk, results, error, each_s * n_done, nested))
 
-    def lose(self, tasks, kind=LostKind.WORKER, error=LOST, started=None, raised=False):
+    def lose(self, tasks, kind=LostKind.WORKER, error=LOST, started=None, raised=False, before=0):
         tasks = tuple(tasks)
         (chunk,) = (number for number, sent in self.sent.items() if sent == tasks)
         del self.sent[chunk]
-        return self.tell(ChunkLost(chunk, kind, error, started, raised=raised))
+        return self.tell(ChunkLost(chunk, kind, error, started, raised=raised, before=before))
 
     def slots(self, total):
         return self.tell(SlotsChanged(total))
@@ -411,7 +412,7 @@ def test_what_has_lost_its_data_is_not_mixed_with_what_comes_later():
 
 def test_what_may_kill_its_worker_is_not_mixed_with_what_comes_later():
     call = two_more_in_flight_than_go_now()
-    assert call.lose([0, 1]) == []
+    assert sends(call.lose([0, 1])) == []
     goes_before_what_comes_later(call, (0, 1))
 
 
@@ -430,6 +431,32 @@ def test_the_task_that_kills_workers_is_found_and_the_others_have_their_results(
     assert outcomes(commands) == [(0, [], LOST)]
     assert {0, 5} < set(call.forgotten)
     assert outcomes(call.reply([9, 10])) == [(1, [90, 100], None)]
+
+
+def test_what_the_tasks_caller_must_know_goes_before_what_is_sent_again():
+    call = Call(slots=1, fixed_batches=True)
+    call.arrive(1)
+    assert [type(c) for c in call.lose([0])] == [NoteDeaths, Send]
+    first, second = call.lose([0], started=0)
+    assert (first, second.deaths) == (NoteDeaths(2), 2)
+    assert NoteDeaths(0) in call.reply([0]), "it has got over it"
+
+
+def test_what_workers_died_of_before_counts_for_each_task():
+    call = Call(slots=2, deaths=2)
+    call.arrive(1)
+    assert sends(call.arrive(1)) == [], "it runs by itself"
+    commands = call.lose([0], started=0)
+    assert outcomes(commands) == [(0, [], LOST)]
+    assert sends(commands) == [((1,), 1, 2)]
+    assert not [c for c in commands if isinstance(c, NoteDeaths)]
+
+
+def test_deaths_in_calls_of_a_task_name_it_though_its_chunk_is_not_watched():
+    call = Call(slots=1, fixed_batches=True)
+    call.arrive(4)
+    assert sends(call.lose([0, 1, 2, 3], started=2, before=1)) == [((2,), 1, 2)]
+    assert outcomes(call.lose([2], started=0)) == [(0, [], LOST)]
 
 
 def test_what_only_waited_on_the_worker_is_not_blamed():
@@ -805,17 +832,17 @@ def test_an_exception_is_an_answer():
 def test_if_one_of_the_two_is_lost_the_other_is_waited_for(first, kind):
     call = speculating()
     call.slots(2)
-    assert call.tell(ChunkLost(first, kind, LOST)) == []
-    assert call.tell(ChunkReplied(5 - first, [20], None, 1.0, False)) == [Deliver(2, [20], None)]
+    assert sends(call.tell(ChunkLost(first, kind, LOST))) == []
+    assert outcomes(call.tell(ChunkReplied(5 - first, [20], None, 1.0, False))) == [(2, [20], None)]
 
 
 def test_that_it_ran_twice_at_once_does_not_cost_more_workers():
     call = speculating(return_exceptions=True)
     call.slots(2)
     call.tell(ChunkLost(2, LostKind.WORKER, LOST))
-    (again,) = call.tell(ChunkLost(3, LostKind.WORKER, LOST))
+    _, again = call.tell(ChunkLost(3, LostKind.WORKER, LOST))
     assert (again.tasks, again.deaths) == (range(2, 3), 2)
-    assert call.tell(ChunkLost(again.chunk, LostKind.WORKER, LOST, started=0)) == [Deliver(2, [LOST], None)]
+    assert outcomes(call.tell(ChunkLost(again.chunk, LostKind.WORKER, LOST, started=0))) == [(2, [LOST], None)]
 
 
 def test_nothing_runs_twice_unless_the_user_says_so():

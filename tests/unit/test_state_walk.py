@@ -18,6 +18,7 @@ from jobfleet._call.state import (
     Deliver,
     Forget,
     GiveUp,
+    NoteDeaths,
     Send,
     SlotsChanged,
 )
@@ -60,6 +61,7 @@ class Books:
         self.twins = {}  # of two chunks with the same tasks each has the other
         self.had_twin = set()
         self.deaths_of_twin = {}
+        self.noted = 0
         self.ended_badly = {}  # task: its error, which is its result
 
     @property
@@ -83,6 +85,9 @@ class Books:
                     self.forgotten += command.tasks
                 case GiveUp():
                     self.on_give_up(command)
+                case NoteDeaths():
+                    assert command.deaths != self.noted
+                    self.noted = command.deaths
                 case AskForMore():
                     assert command.batches > 0
         self.check()
@@ -114,6 +119,7 @@ class Books:
             self.on_copy(command)
             return
         chunk, tasks = command.chunk, list(command.tasks)
+        assert command.deaths <= max(self.noted, self.limits.deaths), "sent before its deaths were noted"
         assert tasks == sorted(tasks) != []
         assert chunk not in self.chunks
         assert chunk not in self.settled
@@ -122,9 +128,9 @@ class Books:
             (batch,) = {self.batch_of[task] for task in tasks}
             assert tasks == list(self.batches[batch]) or self.troubled.issuperset(tasks)
         else:
-            assert len(tasks) <= self.state.sizer.size or command.deaths
+            assert len(tasks) <= self.state.sizer.size or command.deaths > self.limits.deaths
         assert len(tasks) == 1 or self.suspects.isdisjoint(tasks)
-        assert {self.died.get(task, 0) for task in tasks} == {command.deaths}
+        assert {self.died.get(task, self.limits.deaths) for task in tasks} == {command.deaths}
         assert bool(command.report_every) == bool(command.deaths)
         assert not self.one_runs_by_itself(), "it might be blamed for what runs beside it"
         assert command.deaths < 2 or not self.chunks, "it might be blamed for what runs beside it"
@@ -183,10 +189,15 @@ class Books:
                 assert batch in self.delivered, "its fate is known, joblib is not told"
         live = [t for t, state in self.tasks.items() if state not in (DONE, GIVEN_UP)]
         waiting = [t for t in live if self.tasks[t] is WAITING and self.batch_of[t] not in self.delivered]
-        one_is_suspect = self.one_runs_by_itself() or any(self.died.get(t, 0) > 1 for t in waiting)
+        one_is_suspect = self.one_runs_by_itself() or any(self.died.get(t, self.limits.deaths) > 1 for t in waiting)
         most = min(self.concurrency, self.slots)
         assert not waiting or len(self.chunks) >= (min(1, most) if one_is_suspect else most), "a slot is idle"
         assert live or not self.state.unfinished
+        in_chunks = [task for tasks in self.chunks.values() for task in tasks]
+        died = [self.died.get(task, self.limits.deaths) for task in waiting + in_chunks]
+        died += [self.sent[n].deaths + more for n, more in self.deaths_of_twin.items() if n in self.chunks]
+        most = max(died, default=0)
+        assert self.noted == (most if most > self.limits.deaths else 0)
         both = [n for n in self.chunks if n in self.twins and self.twins[n] not in self.chunks]
         assert all(n in self.widows for n in both), "its tasks have their outcome, and it goes on"
 
@@ -233,8 +244,15 @@ class Books:
         if self.lose_one_of_two(pick, LostKind.WORKER):
             return
         number, tasks = self.settle(pick)
-        sent, error, started = self.sent[number], RuntimeError("the worker died"), None
-        if sent.report_every:
+        sent, error, started, before = self.sent[number], RuntimeError("the worker died"), None, 0
+        if where % 3 == 1:  # of calls that one of them made workers had died before
+            started, before = where % len(tasks), 1 + where % 2
+            deaths = max(sent.deaths, before) + 1 + self.deaths_of_twin.get(number, 0)
+            self.died.update(dict.fromkeys(tasks, self.limits.deaths))
+            self.died[tasks[started]] = deaths
+            if deaths >= MAX_DEATHS:
+                self.give_up([tasks[started]], error)
+        elif sent.report_every:
             ran_last = where % (len(tasks) + 2)  # the last: it had not begun; the last but one: all had ended
             if ran_last <= len(tasks):
                 started = ran_last if ran_last == len(tasks) else ran_last - ran_last % sent.report_every
@@ -244,14 +262,15 @@ class Books:
                 self.n_unstarted += 1
             blamed = [] if started is None else tasks[started : started + sent.report_every]
             if started is not None:
-                self.died.update(dict.fromkeys(tasks, 0))
-                self.died.update(dict.fromkeys(blamed, sent.deaths + 1))
-                if len(blamed) == 1 and sent.deaths + 1 == MAX_DEATHS:
+                deaths = sent.deaths + 1 + self.deaths_of_twin.get(number, 0)
+                self.died.update(dict.fromkeys(tasks, self.limits.deaths))
+                self.died.update(dict.fromkeys(blamed, deaths))
+                if len(blamed) == 1 and deaths >= MAX_DEATHS:
                     self.give_up(blamed, error)
         else:
             self.died.update(dict.fromkeys(tasks, 1 + self.deaths_of_twin.get(number, 0)))
-        assert max(self.died.values()) <= MAX_DEATHS
-        self.tell(ChunkLost(number, LostKind.WORKER, error, started))
+        assert max(self.died.values(), default=0) <= MAX_DEATHS + 1  # one more if a copy of it ran
+        self.tell(ChunkLost(number, LostKind.WORKER, error, started, before=before))
 
     def a_task_takes_too_long(self, pick, where):
         if not self.chunks:
@@ -259,7 +278,7 @@ class Books:
         number, tasks = self.settle(pick)
         slow, error = tasks[where % len(tasks)], RuntimeError("too slow")
         self.suspects.add(slow)
-        self.died[slow] = 0
+        self.died[slow] = self.limits.deaths
         self.attempts[slow] = self.attempts.get(slow, 0) + 1
         if self.attempts[slow] > self.limits.retries:
             self.give_up([slow], error)
@@ -382,7 +401,7 @@ class Books:
         if error is not None:
             failed = tasks[n_done]
             self.suspects.add(failed)
-            self.died[failed] = 0
+            self.died[failed] = self.limits.deaths
             self.attempts[failed] = self.attempts.get(failed, 0) + 1
             if self.attempts[failed] > self.limits.retries:
                 self.give_up([failed], error)
@@ -415,6 +434,7 @@ ANY_LIMITS = st.builds(
     no_workers_timeout_s=st.just(1e9),
     speculation=st.booleans(),
     return_exceptions=st.booleans(),
+    deaths=st.sampled_from([0, 0, 0, 1, 2]),
 )
 #: In a walk each is as likely as it stands here.
 EVENTS = (

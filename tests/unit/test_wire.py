@@ -27,6 +27,7 @@ MESSAGES = [
         initializer=b"pickle",
         task_timeout=1.5,
         nested=(("retries", 1), ("resources", {"GPU": 1.0})),
+        callers=(("batch_of_f_1_calls-1", 2),),
     ),
     Request(
         spec=b"spec",

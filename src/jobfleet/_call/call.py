@@ -42,6 +42,7 @@ from .state import (
     Event,
     Forget,
     GiveUp,
+    NoteDeaths,
     Send,
     SlotsChanged,
 )
@@ -356,6 +357,8 @@ class ParallelCall:
                 if not command.ended:
                     self._emit(self._output.take(command.tasks, iter(())))
                 self._tasks.forget(command.tasks)
+            case NoteDeaths():
+                self._session.note_deaths(command.deaths)
             case AskForMore():
                 self._n_to_ask_for += command.batches
 
@@ -380,6 +383,7 @@ class ParallelCall:
             setup.max_nbytes,
             copy_on_write=setup.copy_on_write,
             report_every=command.report_every,
+            deaths=command.deaths,
             budget_s=command.budget_s,
             others_wait=command.others_wait,
         )
@@ -407,9 +411,10 @@ class ParallelCall:
         tasks = sent.tasks
         if isinstance(outcome, Lost):
             task = tasks[min(outcome.started or 0, len(tasks) - 1)]
-            error = loss_error(outcome, task, self._tasks.call(task), sent.deaths + outcome.deaths)
+            deaths = max(sent.deaths, outcome.before) + outcome.deaths
+            error = loss_error(outcome, task, self._tasks.call(task), deaths)
             raised = outcome.kind is LostKind.OVERRUN and isinstance(error, self._setup.retry_on)
-            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths, raised)
+            return ChunkLost(chunk, outcome.kind, error, outcome.started, outcome.deaths, raised, outcome.before)
         reply = Reply.from_bytes(bytes(outcome[0]))
         results, failure, raised = self._results(reply, outcome[1:], tasks)
         ended = tasks[: len(results) + (failure is not None)]

@@ -186,7 +186,7 @@ def loss_error(lost: Lost, index: int, call: Call, deaths: int = 1) -> JobfleetE
                     "workers' logs say more. "
                 )
             error = WorkerLostError(
-                f"call {index}, {text}, ran {deaths} times, and each time its worker died. {last}{causes}"
+                f"call {index}, {text}, was tried until {deaths} workers had died of it. {last}{causes}"
                 "To have the other results with this error among them: parallel_config(..., return_exceptions=True)",
                 index,
                 text,

@@ -85,6 +85,8 @@ class ChunkLost:
     """How many workers have died with it."""
     raised: bool = False
     """`error` is of a kind that `retries` are for."""
+    before: int = 0
+    """See `Lost.before`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,17 @@ class AskForMore:
     batches: int
 
 
-Command = Send | GiveUp | Forget | Deliver | AskForMore
+@dataclass(frozen=True, slots=True)
+class NoteDeaths:
+    """Have it known how many workers have died of one task that is not finished, those of its callers included.
+
+    0 if none has but of its callers.
+    """
+
+    deaths: int
+
+
+Command = Send | NoteDeaths | GiveUp | Forget | Deliver | AskForMore
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +203,8 @@ class CallLimits:
     """See `Session.help_s`."""
     speculation: bool = False
     """The last tasks may run a second time where they take long."""
+    deaths: int = 0
+    """How many workers have died with the task that makes the call, which count for each of its tasks."""
 
 
 @dataclass(slots=True)
@@ -227,7 +241,7 @@ class _Queued:
     losses: int = 0
     """How often the chunk they were in was lost."""
     deaths: int = 0
-    """How many workers have died with them. If any, they stay one chunk."""
+    """How many workers have died with them. If more than with their callers, they stay one chunk."""
 
     def mixes(self) -> bool:
         """Whether further tasks may join them."""
@@ -271,6 +285,8 @@ class CallState:
     """Chunks that were cut, since a task takes long."""
     _suspects: bool = False
     """Some tasks have seen so many workers die that they run by themselves."""
+    _has_seen_deaths: bool = False
+    _deaths_noted: int = 0
     _tries: dict[int, int] = field(default_factory=dict)
     _complete: dict[int, None] = field(default_factory=dict)
     """Batches whose outcome is known and not delivered, in order of completion."""
@@ -292,6 +308,7 @@ class CallState:
     """Batches that were delivered and whose results were not all taken."""
 
     def __post_init__(self) -> None:
+        self._suspects = runs_by_itself(self.limits.deaths)
         self._first_concurrency = self.sizer.n_slots = self._concurrency(self.slots)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
@@ -326,6 +343,7 @@ class CallState:
                     self._slots_changed(event, now_s)
                 case BatchConsumed():
                     self._unconsumed.discard(event.batch)
+        self._note_deaths(commands)
         if not self._holds(now_s):
             self._send(commands, now_s)
         self._send_copies(commands, now_s)
@@ -433,6 +451,7 @@ class CallState:
         self._requeue(behind, commands, losses=chunk.losses)
 
     def _lost(self, event: ChunkLost, commands: list[Command]) -> None:
+        self._has_seen_deaths |= event.kind is LostKind.WORKER
         if self._is_left_to_twin(event):
             return
         chunk = self._take(event.chunk, commands)
@@ -455,7 +474,8 @@ class CallState:
 
     def _worker_died(self, chunk: _Chunk, event: ChunkLost, losses: int, commands: list[Command]) -> None:
         tasks, deaths = chunk.tasks, event.deaths + chunk.deaths_of_twin
-        verdict = after_death(len(tasks), chunk.report_every, event.started, chunk.deaths, deaths)
+        every, before = (1, max(chunk.deaths, event.before)) if event.before else (chunk.report_every, chunk.deaths)
+        verdict = after_death(len(tasks), every, event.started, before, deaths)
         first, stop = verdict.suspects.start, verdict.suspects.stop
         # What comes first in the call goes first again: each of these is put before the others.
         self._requeue(tasks[stop:], commands)
@@ -491,6 +511,17 @@ class CallState:
         if self._last_reply_s is None:
             self._last_reply_s = now_s
         self._stalled = now_s - self._last_reply_s >= _STALL_S
+
+    def _note_deaths(self, commands: list[Command]) -> None:
+        if not self._has_seen_deaths:
+            return
+        waiting = [queued.deaths for queued in self._queue]
+        running = [chunk.deaths + chunk.deaths_of_twin for chunk in self._chunks.values()]
+        most = max(waiting + running, default=0)
+        deaths = most if most > self.limits.deaths else 0
+        if deaths != self._deaths_noted:
+            self._deaths_noted = deaths
+            commands.append(NoteDeaths(deaths))
 
     # Batches
 
@@ -743,15 +774,18 @@ class CallState:
             return self._queue[0]
         if any(runs_by_itself(chunk.deaths) for chunk in self._chunks.values()):
             return None
-        suspect = next((queued for queued in self._queue if runs_by_itself(queued.deaths)), None)
+        suspect = next((queued for queued in self._queue if runs_by_itself(self._deaths(queued))), None)
         if suspect is None:
             return self._queue[0]
         return None if self._chunks else suspect  # once all that runs has come back
 
+    def _deaths(self, queued: _Queued) -> int:
+        return max(queued.deaths, self.limits.deaths)
+
     def _cut(self, head: _Queued, here: bool, now_s: float) -> _Chunk:
         if head.alone:
             size = 1
-        elif self.limits.fixed_batches or head.deaths or here:
+        elif self.limits.fixed_batches or head.deaths > self.limits.deaths or here:
             size = len(head.tasks)
         else:
             size = self.sizer.share(self._n_queued, self._n_sent, self.input_ended)
@@ -759,4 +793,5 @@ class CallState:
         self._n_queued -= len(tasks)
         if not head.tasks:
             self._queue.remove(head)
-        return _Chunk(tasks, head.losses, head.deaths, report_every(len(tasks), head.deaths), now_s)
+        deaths = self._deaths(head)
+        return _Chunk(tasks, head.losses, deaths, report_every(len(tasks), deaths), now_s)

@@ -73,6 +73,7 @@ def pack(
     *,
     copy_on_write: bool = False,
     report_every: int = 0,
+    deaths: int = 0,
     budget_s: float | None = None,
     others_wait: bool = False,
 ) -> PackedChunk:
@@ -90,7 +91,7 @@ def pack(
         Tasks may write to what is shared, each for itself.
     report_every
         See `PackedChunk`.
-    budget_s, others_wait
+    deaths, budget_s, others_wait
         See `Request`.
     """
     functions: dict[int, EncodedFunction] = {}
@@ -122,6 +123,7 @@ def pack(
         items=tuple(items),
         scattered=tuple(map(packer.scattered, scattered.values())),
         report_every=report_every,
+        deaths=deaths,
         budget_s=budget_s,
         others_wait=others_wait,
     )

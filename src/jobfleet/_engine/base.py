@@ -59,6 +59,9 @@ class Lost:
     """How many workers have died with the chunk."""
     cause: str = ""
     """What the last of them died of, if that is known."""
+    before: int = 0
+    """How many workers had died of a call that the last task made and that was not at its end, and of the task before
+    that. If any, `started` is that task for certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,16 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True)
+class Callers:
+    """Say which tasks made a call: of them and of the call, three workers may die in all."""
+
+    tasks: tuple[tuple[str, int], ...] = ()
+    """See `CallSpec.callers`."""
+    deaths: int = 0
+    """How many workers have died with the innermost."""
+
+
+@dataclass(frozen=True, slots=True)
 class HandedBack:
     """Say that a chunk begins no further task; its outcome is still to come."""
 
@@ -101,6 +114,7 @@ class Session(Protocol):
 
     keeper: Keeper
     """Makes the copies of large buffers; outlives the session."""
+    callers: Callers
     help_s: float
     """A call with no more work than this, in seconds, is best run in the thread that is lent; 0: none is."""
 
@@ -136,6 +150,12 @@ class Session(Protocol):
 
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""
+
+    def note_deaths(self, deaths: int) -> None:
+        """Have it known, before any chunk is submitted after this, how many workers died of one unfinished task.
+
+        So that it counts for the task that makes the call, should that die next; 0: none, as far as is known.
+        """
 
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
         """Have `changed` called, on a thread of the engine, with the slots from time to time."""

@@ -26,7 +26,7 @@ from .._wire import NEED_DATA, Missing
 from ..errors import NoWorkersError
 from ..options import Options
 from .ahead import place_ahead
-from .base import AheadProgress, HandedBack, Lost, LostKind, Outcome, Overran, Session, Slots
+from .base import AheadProgress, Callers, HandedBack, Lost, LostKind, Outcome, Overran, Session, Slots
 from .callers_slot import CallersSlot, callers_slot
 from .connect import usable_client
 from .courier import courier_of
@@ -65,6 +65,8 @@ class DaskEngine:
         Whether the task that makes the calls has been given up, and they with it.
     helped
         Makes a session run short calls in the thread of the task that makes them.
+    callers
+        Gives the tasks that make a call.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class DaskEngine:
         depth: int = 0,
         cancelled: Callable[[], bool] = lambda: False,
         helped: Callable[[Session], Session] | None = None,
+        callers: Callable[[], Callers] = Callers,
     ) -> None:
         self._find_client = find_client
         self.depth = depth
         self._cancelled = cancelled
         self._helped = helped
+        self._callers = callers
 
     def slots(self, options: Options) -> Slots:
         """Give the slots, waiting for a first one."""
@@ -111,6 +115,7 @@ class DaskEngine:
         )
         session.limited = options.task_timeout is not None
         session._is_inner = self.depth > 0
+        session.callers = self._callers()
         return session
 
     @contextlib.contextmanager
@@ -245,6 +250,12 @@ class DaskSession:
     """Who waits for the task with a key, and knows of no other that could answer for it."""
     _silent: set[str]
     """Tasks on workers that are silent, or whose results are there only."""
+    callers: Callers
+    _id: str
+    _noting: asyncio.Task[None] | None
+    """Has the scheduler told of deaths; the last one."""
+    _noted: bool
+    """Whether anything but 0 was to be told."""
     _is_inner: bool
     """Whether a task makes the call."""
     limited: bool
@@ -291,6 +302,10 @@ class DaskSession:
         self._silent = set()
         self.limited = False
         self._is_inner = False
+        self.callers = Callers()
+        self._id = uuid4().hex
+        self._noting = None
+        self._noted = False
         self._sent = {}
         self._overran = {}
 
@@ -320,6 +335,11 @@ class DaskSession:
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""
         self._on_loop(self._drop, digest)
+
+    def note_deaths(self, deaths: int) -> None:
+        """Have the scheduler know how many workers died of one unfinished task, if a task makes the call."""
+        if self.callers.tasks:
+            self._on_loop(self._start_noting, deaths)
 
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
         """Have `changed` called with the slots every `_WATCH_INTERVAL_S` seconds."""
@@ -362,6 +382,15 @@ class DaskSession:
         if self._held_back and slot is not None and slot.is_given_up and self._making_room is None:
             self._making_room = asyncio.ensure_future(self._make_room(slot))
 
+    def _start_noting(self, deaths: int) -> None:
+        self._noted = deaths > 0
+        self._noting = asyncio.ensure_future(self._note(self._noting, deaths))
+
+    async def _note(self, earlier: asyncio.Task[None] | None, deaths: int) -> None:
+        if earlier is not None:
+            await earlier
+        await self._deaths.note(self._id, self.callers.tasks, deaths)
+
     def _ended(self, running: asyncio.Task[None]) -> None:
         self._running.discard(running)
         self._run_held_back()
@@ -398,6 +427,8 @@ class DaskSession:
 
     async def _reply(self, chunk: PackedChunk, label: str, handed_back: Callable[[int], None]) -> list[Any]:
         await self._deaths.watched()
+        if self._noting is not None:
+            await asyncio.shield(self._noting)
         request, inline = chunk.request, chunk.inline
         if chunk.nbytes > _MAX_GRAPH_NBYTES:
             request, *inline = await self._client.scatter([request, *inline], hash=False, asynchronous=True)
@@ -521,11 +552,9 @@ class DaskSession:
         if not isinstance(error, distributed.scheduler.KilledWorker):
             return Lost(kind, error)
         deaths = 1 if await self._deaths.watched() else error.allowed_failures + 1
-        if not chunk.report_every:
-            return Lost(kind, error, deaths=deaths)
-        started = await self._deaths.started(error.task)
+        started, before = await self._deaths.seen(error.task)
         cause = "" if started is None else await self._deaths.cause(error.last_worker)
-        return Lost(kind, error, started, deaths, cause)
+        return Lost(kind, error, started, deaths, cause, before)
 
     def _kind(self, error: BaseException, chunk: PackedChunk) -> LostKind:
         """Translate what Dask raised: the only place that does."""
@@ -592,6 +621,8 @@ class DaskSession:
             self._making_room.cancel()
         self._held_back.clear()
         await self._cancel_if_closed()
+        if self._noted:
+            self._start_noting(0)
         self._futures.clear()
         self._placing.clear()
 

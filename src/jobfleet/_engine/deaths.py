@@ -21,6 +21,8 @@ from .._ship import package_code
 from . import replies
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from distributed import Client
 
 logger = logging.getLogger(__name__)
@@ -28,8 +30,10 @@ logger = logging.getLogger(__name__)
 #: Marks our tasks for the plugin; other clients' tasks are none of its business.
 ANNOTATION = "jobfleet"
 
-#: Topics of scheduler events: tasks that are watched say that they start; ends of worker processes.
+#: Topics of scheduler events: tasks that are watched say that they start; calls that tasks make, that workers died of
+#: them; ends of worker processes.
 STARTS = "jobfleet-starts"
+DEATHS = "jobfleet-deaths"
 ENDS = "jobfleet-worker-ends"
 
 #: How long what a worker died of may take to become known.
@@ -110,10 +114,35 @@ class Deaths:
             return False
         return True
 
-    async def started(self, key: str) -> int | None:
-        """Give the position of the task of a watched chunk that ran last; None if none had started."""
-        events = await self._events(STARTS)
-        return max((event["position"] for event in events if event["key"] == key), default=None)
+    async def note(self, call: str, callers: Sequence[tuple[str, int]], deaths: int) -> None:
+        """Tell the scheduler how many workers died of one unfinished task of a call, which these tasks have made."""
+        client = self._client()
+        if client is None:
+            return
+        message = {"call": call, "callers": dict(callers), "deaths": deaths}
+        try:
+            await client.scheduler.log_event(topic=DEATHS, msg=message)
+        except Exception:  # whatever it has against it: too few are counted
+            logger.debug("the scheduler does not hear of deaths", exc_info=True)
+
+    async def seen(self, key: str) -> tuple[int | None, int]:
+        """Give what is known of a chunk whose worker has died.
+
+        Returns
+        -------
+        position
+            Of the task that ran last; None if none had started, as far as tasks were to say so.
+        deaths
+            How many workers have died of calls that it made and that were not at their end.
+        """
+        starts = await self._events(STARTS)
+        position = max((event["position"] for event in starts if event["key"] == key), default=None)
+        calls: dict[str, tuple[int, int]] = {}
+        for event in await self._events(DEATHS):
+            if event["callers"].get(key, -1) >= (position or 0):
+                calls[event["call"]] = event["callers"][key], event["deaths"]
+        caller, deaths = max((call for call in calls.values() if call[1]), default=(position, 0))
+        return caller, deaths
 
     async def cause(self, worker: Any) -> str:
         """Say how a worker died, as far as anybody knows."""

@@ -36,6 +36,7 @@ class HelpingSession:
 
     def __init__(self, cluster: Session, here: LocalSession, others_wait: bool) -> None:
         self.keeper: Keeper = cluster.keeper
+        self.callers = cluster.callers
         self.help_s = BUSY_HELP_S if others_wait else HELP_S
         self._cluster = cluster
         self._here = here
@@ -70,6 +71,10 @@ class HelpingSession:
     def drop(self, digest: bytes) -> None:
         """Say that no task of the call needs a buffer any more."""
         self._cluster.drop(digest)
+
+    def note_deaths(self, deaths: int) -> None:
+        """Have it known how many workers died of one unfinished task."""
+        self._cluster.note_deaths(deaths)
 
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
         """Have `changed` called with the slots from time to time, once anything runs on the cluster."""

@@ -16,7 +16,7 @@ from .._wire import Request
 from .._worker.interrupt import Interruptible, insist
 from .._worker.run import run_chunk
 from ..options import Options
-from .base import AheadProgress, Lost, LostKind, Outcome, Slots
+from .base import AheadProgress, Callers, Lost, LostKind, Outcome, Slots
 from .place import NestedBackend, TaskPlace, call_later
 
 
@@ -72,7 +72,7 @@ class LocalEngine:
         def cancelled() -> bool:
             return closed() or self._cancelled()
 
-        def make_engine(depth: int) -> LocalEngine:
+        def make_engine(depth: int, callers: Callable[[], Callers]) -> LocalEngine:
             return LocalEngine(self._nested_backend, depth, cancelled)
 
         return TaskPlace(self._nested_backend, make_engine, "this process", cancelled, region)
@@ -95,6 +95,7 @@ class LocalSession:
 
     def __init__(self, make_place: Callable[[Callable[[], bool], Interruptible], TaskPlace], n_threads: int) -> None:
         self.keeper: Keeper = InProcess()
+        self.callers = Callers()
         self.help_s = 0.0
         self._closed = False
         self._make_place = make_place
@@ -149,6 +150,9 @@ class LocalSession:
 
     def drop(self, digest: bytes) -> None:
         """Do nothing: buffers stay where they are."""
+
+    def note_deaths(self, deaths: int) -> None:
+        """Do nothing: nobody else is left where this process dies."""
 
     def watch_slots(self, changed: Callable[[Slots], None]) -> None:
         """Do nothing: the slots never change."""

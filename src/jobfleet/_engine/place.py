@@ -15,7 +15,7 @@ from .._sink import active_sink
 from .._wire import CallSpec, process_token
 from .._worker.interrupt import Interruptible
 from .._worker.limit import TimeLimit, watch
-from .base import Engine
+from .base import Callers, Engine
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class TaskPlace:
     nested_backend
         Makes the backend for `Parallel` calls of the tasks.
     make_engine
-        Makes the engine of such calls, given their depth.
+        Makes the engine of such calls, given their depth, and what gives the tasks that made one.
     address
         Names the place in messages.
     cancelled
@@ -49,7 +49,7 @@ class TaskPlace:
     def __init__(
         self,
         nested_backend: NestedBackend,
-        make_engine: Callable[[int], Engine],
+        make_engine: Callable[[int, Callable[[], Callers]], Engine],
         address: str,
         cancelled: Callable[[], bool],
         region: Interruptible,
@@ -77,8 +77,19 @@ class TaskPlace:
         return not self._region.requested
 
     @contextlib.contextmanager
-    def nested(self, spec: CallSpec) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
+    def nested(
+        self, spec: CallSpec, deaths: int, position: Callable[[], int]
+    ) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
         """Let `Parallel` calls of the tasks use the cluster.
+
+        Parameters
+        ----------
+        spec
+            That of the call the chunk belongs to.
+        deaths
+            How many workers have died with the chunk's tasks.
+        position
+            Gives that of the task that runs.
 
         Yields
         ------
@@ -87,9 +98,17 @@ class TaskPlace:
         was_used
             Whether a task made such a call.
         """
-        backend = self._nested_backend(spec, self._make_engine(spec.depth + 1))
+
+        def callers() -> Callers:
+            return Callers(spec.callers + self._task(position()), deaths)
+
+        backend = self._nested_backend(spec, self._make_engine(spec.depth + 1, callers))
         with backend_for_tasks(backend) as active:
             yield active.renew, lambda: backend.was_used
+
+    def _task(self, position: int) -> tuple[tuple[str, int], ...]:
+        """Name a task of the chunk if the chunk has a name of its own on the cluster."""
+        return ()
 
     def captures(self, spec: CallSpec) -> bool:
         """Whether output must be sent: it need not when it appears in the caller's process anyway."""

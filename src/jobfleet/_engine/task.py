@@ -13,7 +13,7 @@ from distributed.utils import sync, thread_state
 
 from .._worker.interrupt import Interruptible
 from .._worker.limit import TimeLimit, watch
-from .base import Engine, Session
+from .base import Callers, Engine, Session
 from .dask import DaskEngine, clients_in_use
 from .deaths import STARTS
 from .handing_back import lookout_of
@@ -57,6 +57,9 @@ class DaskPlace(TaskPlace):
             # What is not known to have started is not blamed.
             logger.debug("the scheduler does not hear that %s starts", message, exc_info=True)
 
+    def _task(self, position: int) -> tuple[tuple[str, int], ...]:
+        return ((current_key(), position),)
+
 
 def current_key() -> str:
     """Give the key of the Dask task that this thread runs."""
@@ -82,12 +85,12 @@ def dask_place(nested_backend: NestedBackend, others_wait: bool = False) -> Iter
     def cancelled() -> bool:
         return given_up(worker, key)
 
-    def make_engine(depth: int) -> Engine:
+    def make_engine(depth: int, callers: Callable[[], Callers]) -> Engine:
         task = worker.state.tasks.get(key)
         if task is not None and task.resource_restrictions:
             # It keeps its resources while it waits: inner tasks that want the same might wait for ever.
             return LocalEngine(nested_backend, depth, cancelled)
-        return DaskEngine(lambda options: _client(worker), depth, cancelled, helped)
+        return DaskEngine(lambda options: _client(worker), depth, cancelled, helped, callers)
 
     def helped(session: Session) -> Session:
         def make_place(closed: Callable[[], bool], region: Interruptible) -> TaskPlace:

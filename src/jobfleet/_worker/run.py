@@ -66,10 +66,13 @@ class Place(Protocol):
     def report_start(self, position: int) -> None:
         """Tell the scheduler that a task of the chunk starts; returns when it knows."""
 
-    def nested(self, spec: CallSpec) -> AbstractContextManager[tuple[Callable[[], None], Callable[[], bool]]]:
+    def nested(
+        self, spec: CallSpec, deaths: int, position: Callable[[], int]
+    ) -> AbstractContextManager[tuple[Callable[[], None], Callable[[], bool]]]:
         """Let `Parallel` calls of the tasks use the cluster.
 
-        Gives what undoes a task's changes to joblib's settings, and what tells whether a task made a call.
+        `deaths` says how many workers have died with the tasks, `position` gives that of the one that runs. Gives what
+        undoes a task's changes to joblib's settings, and what tells whether a task made a call.
         """
 
     def captures(self, spec: CallSpec) -> bool:
@@ -137,7 +140,7 @@ def run_chunk(
     with (
         capture or nullcontext(),
         limited(spec.inner_max_num_threads, place.default_threads(spec)),
-        place.nested(spec) as (renew, was_used),
+        place.nested(spec, request.deaths, lambda: results.count) as (renew, was_used),
         place.give_back(kept) if may_give_back else nullcontext(),
     ):
 
