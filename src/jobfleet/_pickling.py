@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import cloudpickle
@@ -35,7 +35,12 @@ class Memo(Protocol):
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    own_way: Callable[[Any], Any] | None = None
+    """See `dump_with_memo`."""
+
     def reducer_override(self, obj: Any) -> Any:
+        if self.own_way is not None and (reduced := self.own_way(obj)) is not NotImplemented:
+            return reduced
         if type(obj) is np.memmap:
             # Its file may not exist at the other end: an array of what it shows is sent, or opened there as an array.
             return _reduced(np.asarray(obj))
@@ -108,20 +113,24 @@ def dump(
 
 
 def dump_with_memo(
-    value: Any, references: Mapping[int, Reference] | None = None, min_nbytes: float = MIN_SHARED_NBYTES
+    value: Any,
+    references: Mapping[int, Reference] | None = None,
+    min_nbytes: float = MIN_SHARED_NBYTES,
+    own_way: Callable[[Any], Any] | None = None,
 ) -> tuple[bytes, list[memoryview], list[Any], Memo]:
     """Pickle `value` as `dump` does, and give what the pickle remembers of objects: all that have an identity.
 
-    It keeps them alive, also those that only existed for the pickle.
+    It keeps them alive, also those that only existed for the pickle. `own_way` reduces an object as
+    `pickle.Pickler.reducer_override` does, or gives `NotImplemented`.
     """
     file, views = io.BytesIO(), _Views(min_nbytes)
-    if not references:
-        pickler = _Pickler(file, protocol=5, buffer_callback=views.take)
-        pickler.dump(value)
-        return file.getvalue(), views.views, [], pickler.memo
-    pickler = _ReferencePickler(file, references, protocol=5, buffer_callback=views.take)
+    if references:
+        pickler = referring = _ReferencePickler(file, references, protocol=5, buffer_callback=views.take)
+    else:
+        pickler, referring = _Pickler(file, protocol=5, buffer_callback=views.take), None
+    pickler.own_way = own_way
     pickler.dump(value)
-    return file.getvalue(), views.views, list(pickler.used.values()), pickler.memo
+    return file.getvalue(), views.views, [] if referring is None else list(referring.used.values()), pickler.memo
 
 
 class _Views:

@@ -7,9 +7,10 @@ other, stored once per host, and each task loads an object of its own from it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .._pickling import ATOMS, Memo, Reference, dump, dump_with_memo
+from .._pickling import ATOMS, Memo, Reference, dump_with_memo
 from .buffers import Blob, BlobTable, content_digest
+from .callback_contexts import CallbackMet, without_siblings
 from .functions import global_names, travels_by_name
 from .scatter import new_persistent_id
 
@@ -185,15 +187,22 @@ class LargeParts:
         return dumped
 
     def _dump(self, value: Any) -> Dumped:
+        own_way = without_siblings(value)
+        if own_way is not None:
+            with contextlib.suppress(CallbackMet):
+                return self._dump_in(own_way, value)
+        return self._dump_in(None, value)
+
+    def _dump_in(self, own_way: Callable[[Any], Any] | None, value: Any) -> Dumped:
         if not self._parts:
-            return dump(value, self._scattered, self._min_nbytes)
+            return dump_with_memo(value, self._scattered, self._min_nbytes, own_way)[:3]
         while True:
-            data, views, used, memo = dump_with_memo(value, self._references, self._min_nbytes)
+            data, views, used, memo = dump_with_memo(value, self._references, self._min_nbytes, own_way)
             parts = [one for one in used if isinstance(one, Part)]
             if any(self._renew(part) for part in parts):
                 continue
             if self._hides_identity(parts, memo, value):
-                return dump(value, self._scattered, self._min_nbytes)
+                return dump_with_memo(value, self._scattered, self._min_nbytes, own_way)[:3]
             return data, views, used
 
     def _renew(self, part: Part) -> bool:
