@@ -114,11 +114,11 @@ def test_a_chunk_carries_no_more_than_may_pass_at_once(nbytes):
 
 def test_what_waits_is_shared_out_in_ever_smaller_chunks():
     sizer = sized_by(*[0.01] * 20)
-    left, sizes = 100, []
+    left, sizes = 250, []
     while left:
-        sizes.append(min(left, sizer.share(left, 100 - left, is_all=True)))
+        sizes.append(min(left, sizer.share(left, 250 - left, is_all=True)))
         left -= sizes[-1]
-    assert sizes[0] == sizer.size == 20
+    assert sizes[0] == sizer.size == 50
     assert sizes == sorted(sizes, reverse=True)
     assert min(sizes[:-1]) >= 2, "but not so small that a chunk costs more than it does"
 
@@ -126,8 +126,8 @@ def test_what_waits_is_shared_out_in_ever_smaller_chunks():
 def test_what_has_come_so_far_is_shared_among_all_slots():
     sizer = sized_by(*[0.01] * 20)
     sizer.n_slots = 10
-    assert [sizer.share(n, 0, is_all=False) for n in (1000, 100, 50)] == [20, 10, 5]
-    assert [sizer.share(n, 0, is_all=True) for n in (1000, 100, 50)] == [20, 5, 3]
+    assert [sizer.share(n, 0, is_all=False) for n in (1000, 100, 50)] == [50, 10, 5]
+    assert [sizer.share(n, 0, is_all=True) for n in (1000, 100, 50)] == [50, 5, 3]
 
 
 def test_no_slot_gets_more_than_its_part_of_what_is_left():

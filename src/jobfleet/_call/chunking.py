@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from math import ceil, sqrt
 
-#: A chunk of this duration hides what it costs to send one (about 10 ms, over the whole system).
-TARGET_S = 0.2
+#: A chunk of this duration hides what it costs to send one (about 7 ms, over the whole system).
+TARGET_S = 0.5
+
+#: Towards the end of the queue chunks get smaller, so that all slots end together, but no shorter than this.
+LEAST_S = 0.02
 
 #: With many slots chunks last longer: each takes the client and the scheduler some 3 ms, one core for all slots.
 TARGET_PER_SLOT_S = 0.005
+LEAST_PER_SLOT_S = 0.0005
 
 
 def target_s(n_slots: int) -> float:
     """Give the duration a chunk should have."""
     return max(TARGET_S, TARGET_PER_SLOT_S * n_slots)
+
+
+def least_s(n_slots: int) -> float:
+    """Give the duration a chunk should have at least."""
+    return max(LEAST_S, LEAST_PER_SLOT_S * n_slots)
 
 
 #: A chunk returns what it has when it has run twice as long as it should have, but not before this time.
@@ -28,10 +37,6 @@ MAX_WAITING_S = 1.0
 #: While a task is known to take long, a chunk waits only if it lasts this long at least: Dask then moves it if it has
 #: come behind that task.
 MIN_MOVED_S = 0.1
-
-#: Towards the end of the queue chunks get smaller, so that all slots end together, but not smaller than this part
-#: of their duration.
-MIN_SHARE = 0.1
 
 #: A chunk carries no more than this, however short its tasks: it passes through the client and the scheduler whole.
 MAX_CHUNK_NBYTES = 8 * 2**20
@@ -119,7 +124,7 @@ class ChunkSizer:
         """
         if self.mean_s is None:
             return self.size
-        least = max(1, round(MIN_SHARE * target_s(self.n_slots) / self.mean_s))
+        least = max(1, round(least_s(self.n_slots) / self.mean_s))
         if not is_all:
             return min(self.size, max(least, ceil(n_queued / self.n_slots)))
         # No slot gets more than its part of all that is left.

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: Results of which a copy came are let go together, so long after the first of them came. Not with the next
 #: submission: the scheduler would tell the workers at once, and then wait 5 ms before it sends them what was submitted.
 #: Others are let go at once: they may be large, and would be computed again if their worker died meanwhile.
-_LINGER_S = 0.05
+_LINGER_S = 0.25
 
 #: So many collections run at once; the results that come meanwhile are collected together by the next.
 _MAX_COLLECTIONS = 3
