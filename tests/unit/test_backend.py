@@ -4,6 +4,7 @@ import contextvars
 import multiprocessing
 import pickle
 import threading
+import time
 import warnings
 
 import joblib
@@ -320,6 +321,29 @@ def test_a_call_is_told_that_its_tasks_make_calls(options):
         assert not was_used()
         assert Parallel(**options)([delayed(double)(3)]) == [6]
         assert was_used()
+
+
+PULLED = []
+
+
+def pulled_so_far(i):
+    return len(PULLED)
+
+
+def test_a_slow_iterable_is_not_pulled_far_ahead_of_idle_slots():
+    """However short these are known to be, and however many of them a chunk should have."""
+
+    def slow():
+        for i in range(100):
+            time.sleep(0.005)
+            PULLED.append(i)
+            yield delayed(pulled_so_far)(i)
+
+    engine = ScriptedEngine(2)
+    parallel(engine)(delayed(pulled_so_far)(i) for i in range(100))
+    PULLED.clear()
+    ahead = [pulled - i for i, pulled in enumerate(parallel(engine)(slow()))]
+    assert max(ahead) < 30
 
 
 # Faults, as data: what becomes of the n-th chunk, and how often each task ran

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from jobfleet._call.chunking import (
     GUESSED_S,
     LEAST_BUDGET_S,
+    MAKING_S,
     MAX_CHUNK_NBYTES,
     MAX_DISPATCHED,
     MAX_WAITING_S,
@@ -86,6 +87,15 @@ def test_joblib_is_not_asked_for_many_tasks_at_a_time(slots):
     sizer = sized_by(*[1e-6] * 10)
     sizer.n_slots = slots
     assert 1 <= sizer.batch_size <= max(1, MAX_DISPATCHED // slots)
+
+
+def test_nor_for_what_takes_long_to_make():
+    """joblib makes a batch for each slot before it hands over the first."""
+    sizer = guessed(TARGET_S / 500, slots=4)
+    sizer.observe_making(10, 10 * MAKING_S / 100)
+    assert (sizer.batch_size, sizer.ready_size) == (100 // 4, 500)
+    sizer.observe_making(10, 1000 * MAKING_S)
+    assert (sizer.batch_size, sizer.ready_size) == (1, 500)
 
 
 def test_recent_chunks_count_more():

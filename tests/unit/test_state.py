@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobfleet._call.chunking import MAX_WAITING_S, MIN_MOVED_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import MAKING_S, MAX_WAITING_S, MIN_MOVED_S, TARGET_S, ChunkSizer
 from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
     HELP_HOLD_S,
@@ -562,6 +562,20 @@ def test_joblib_is_asked_for_as_many_tasks_as_the_size_of_batches_now_means():
     for _ in range(3):
         call.arrive(10)
     assert call.asked == 2
+
+
+def test_joblib_is_asked_for_more_batches_where_they_must_be_small():
+    call = Call(slots=2, ahead_per_slot=2.0)
+    for _ in range(4):
+        call.arrive(1)
+    call.state.sizer.observe_making(1, MAKING_S / 4)
+    call.reply([0], each_s=TARGET_S / 10)
+    assert (call.state.sizer.size, call.state.sizer.batch_size) == (10, 2)
+    # Of forty tasks that should lie ready three do, and two come for the batch that was delivered.
+    assert call.asked == (40 - 3) // 2 - 1
+    for _ in range(20):
+        call.arrive(2)
+    assert call.asked == (40 - 3) // 2 - 1
 
 
 def test_results_that_nobody_takes_have_nothing_more_dispatched():

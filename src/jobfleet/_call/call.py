@@ -59,6 +59,10 @@ _MAX_TOGETHER = 64
 #: How long joblib may be made to dispatch before what has come of it is sent.
 _ASK_S = 0.002
 
+#: How long the loop, which has chunks to send and replies to take, is then given the interpreter: it gives that up with
+#: each write, and gets it back from a thread that computes only after 5 ms or more.
+_GIVE_WAY_S = 0.0005
+
 #: How long the end of a call waits for its thread.
 _JOIN_S = 5.0
 
@@ -153,6 +157,7 @@ class ParallelCall:
         self._function: Any = None
         """That of the first task."""
         self._n_submitted = 0
+        self._asked_s: float | None = None
         self._begun = False
         self._ended = False
         self._settled = threading.Event()
@@ -162,7 +167,8 @@ class ParallelCall:
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="jobfleet-driver", daemon=True)
 
     def batch_size(self) -> int:
-        """Answer joblib how many tasks its next batch should have."""
+        """Answer joblib how many tasks its next batch should have, which it is about to make."""
+        self._asked_s = time.perf_counter()
         return self._state.sizer.batch_size
 
     def submit(self, calls: list[Call], callback: Callable[[Outputs], None]) -> None:
@@ -183,6 +189,8 @@ class ParallelCall:
             assert isinstance(reason, Exception)
             error = self._not_sendable(calls, failure.position, reason)
         failed = {i: self._not_sendable(calls, i, reason) for i, reason in (reasons or {}).items()}
+        if self._asked_s is not None and self._n_submitted:  # the first takes longer
+            self._state.sizer.observe_making(len(calls), time.perf_counter() - self._asked_s)
         self._n_submitted += len(calls)
         self._inbox.put(_Arrived(calls, encoded, error, failed, callback))
 
@@ -282,6 +290,8 @@ class ParallelCall:
             return
         if self._n_to_ask_for:
             self._ask_for_more()
+            if self._sent:
+                time.sleep(_GIVE_WAY_S)
         elif self._deliveries:
             self._deliver(self._deliveries.popleft())
             if not self._goes_on():

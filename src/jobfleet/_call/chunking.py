@@ -45,8 +45,10 @@ MAX_CHUNK_NBYTES = 8 * 2**20
 #: what is behind a task that takes long after all waits for it.
 GUESSED_S = 0.02
 
-#: joblib is asked for no more tasks at a time: it makes them all before it hands over the first.
+#: joblib is asked for no more tasks at a time, and for no more than can be made in this time: it makes a batch for
+#: each slot before it hands over the first.
 MAX_DISPATCHED = 4096
+MAKING_S = 0.02
 
 _MAX_GROWTH = 256
 _MAX_SIZE = 10_000
@@ -75,6 +77,8 @@ class ChunkSizer:
     """`mean_s` comes from an earlier call."""
     mean_nbytes: float
     """What a task makes travel, likewise."""
+    _n_made: int
+    _making_s: float
 
     def __init__(self, n_slots: int) -> None:
         self.n_slots = n_slots
@@ -82,15 +86,30 @@ class ChunkSizer:
         self.mean_s = None
         self.guessed = False
         self.mean_nbytes = 0.0
+        self._n_made = 0
+        self._making_s = 0.0
 
     @property
     def batch_size(self) -> int:
-        """How many tasks joblib's next batch should have.
+        """How many tasks joblib's next batch should have."""
+        size = self.ready_size
+        if self._making_s:
+            size = min(size, int(MAKING_S * self._n_made / self._making_s) // self.n_slots)
+        return max(1, size)
+
+    @property
+    def ready_size(self) -> int:
+        """How many tasks should lie ready for each chunk.
 
         The first chunks are smaller than that, if they are cut by a guess: more must lie ready when they come back.
         """
         size = self.size if not self.guessed or self.mean_s is None else int(target_s(self.n_slots) / self.mean_s)
         return max(1, min(size, MAX_DISPATCHED // self.n_slots))
+
+    def observe_making(self, n_tasks: int, seconds: float) -> None:
+        """Take note of how long the client took to make tasks: to get them from the user's iterable and pickle them."""
+        self._n_made += n_tasks
+        self._making_s += seconds
 
     def guess(self, mean_s: float) -> None:
         """Take what a task is likely to last, before any has run."""

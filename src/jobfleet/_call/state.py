@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
 from typing import Any
 
 from .._engine.base import LostKind
@@ -635,8 +634,8 @@ class CallState:
             return
         if self.sizer.guessed and not self._paused and not self._chunks:
             return  # the caller is still pulling the user's iterable, as slow as that may be
-        size = self._weight(self.sizer.batch_size)
-        missing = int(ahead * concurrency) - self._n_awaited - ceil(self._n_undelivered / size)
+        ready = int(ahead * concurrency) * self._weight(self.sizer.ready_size)
+        missing = (ready - self._n_undelivered) // self._weight(self.sizer.batch_size) - self._n_awaited
         if missing > 0:
             self._n_awaited += missing
             commands.append(AskForMore(missing))
