@@ -330,20 +330,27 @@ def pulled_so_far(i):
     return len(PULLED)
 
 
-def test_a_slow_iterable_is_not_pulled_far_ahead_of_idle_slots():
-    """However short these are known to be, and however many of them a chunk should have."""
-
-    def slow():
-        for i in range(100):
-            time.sleep(0.005)
-            PULLED.append(i)
-            yield delayed(pulled_so_far)(i)
-
-    engine = ScriptedEngine(2)
+def slow(engine):
+    """Give calls slowly, of tasks that are known to be so short that hundreds should be in a chunk."""
     parallel(engine)(delayed(pulled_so_far)(i) for i in range(100))
     PULLED.clear()
-    ahead = [pulled - i for i, pulled in enumerate(parallel(engine)(slow()))]
-    assert max(ahead) < 30
+    for i in range(100):
+        time.sleep(0.005)
+        PULLED.append(i)
+        yield delayed(pulled_so_far)(i)
+
+
+def test_a_slow_iterable_is_not_pulled_far_ahead_of_idle_slots():
+    engine = ScriptedEngine(2)
+    ahead = [pulled - i for i, pulled in enumerate(parallel(engine)(slow(engine)))]
+    assert max(ahead) < 60
+
+
+def test_results_are_there_while_a_slow_iterable_is_pulled():
+    engine = ScriptedEngine(2)
+    results = parallel(engine, return_as="generator")(slow(engine))
+    ahead = [len(PULLED) - i for i, _ in enumerate(results)]
+    assert max(ahead) < 60
 
 
 # Faults, as data: what becomes of the n-th chunk, and how often each task ran

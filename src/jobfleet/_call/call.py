@@ -266,10 +266,10 @@ class ParallelCall:
         self._session.settle()
 
     def _turn(self) -> None:
-        """Take what has come, act on it, and let joblib dispatch for a moment, once if that takes long.
+        """Take what has come, act on it, and let joblib dispatch for a moment, once if that is slow, or take a result.
 
         It then pulls the user's generator, which may be slow: what that yields must be on its way before it is
-        pulled again.
+        pulled again, and what has come of it be delivered in between.
         """
         events = [event for message in self._messages() for event in self._events(message)]
         self._state.input_ended = input_ended(self._setup.parallel)
@@ -288,7 +288,8 @@ class ParallelCall:
         self._deliveries.extend(delivery for delivery in deliveries if delivery.error is None)
         if self._ended:
             return
-        if self._n_to_ask_for:
+        # Nobody has a list before its end; of a generator results are waited for, and each has joblib dispatch, too.
+        if self._n_to_ask_for and not (self._deliveries and self._setup.limits.streamed):
             self._ask_for_more()
             if self._sent:
                 time.sleep(_GIVE_WAY_S)
