@@ -50,7 +50,7 @@ def _path(value: Any) -> dict[int, dict[str, Any]]:
     """Give by `id` the attributes of a task's context and of those above it, which have one child each."""
     kind = getattr(sys.modules.get("sklearn.callback"), "CallbackContext", None)
     contexts = [] if kind is None or type(value) is not tuple else [one for one in _given(value) if type(one) is kind]
-    if len(contexts) != 1:
+    if len(contexts) != 1 or not _pickles_as_it_is(kind):
         return {}
     states: dict[int, dict[str, Any]] = {}
     lower, context = None, contexts[0]
@@ -65,6 +65,11 @@ def _path(value: Any) -> dict[int, dict[str, Any]]:
         states[id(context)] = state
         lower, context = context, state["parent"]
     return states
+
+
+def _pickles_as_it_is(kind: Any) -> bool:
+    """Whether a class has no way of its own to pickle, which would know better."""
+    return all(getattr(kind, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__"))
 
 
 def _given(value: tuple[Any, ...]) -> Iterator[Any]:
