@@ -35,11 +35,11 @@ class Memo(Protocol):
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    own_way: Callable[[Any], Any] | None = None
+    reducer: Callable[[Any], Any] | None = None
     """See `dump_with_memo`."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if self.own_way is not None and (reduced := self.own_way(obj)) is not NotImplemented:
+        if self.reducer is not None and (reduced := self.reducer(obj)) is not NotImplemented:
             return reduced
         if type(obj) is np.memmap:
             # Its file may not exist at the other end: an array of what it shows is sent, or opened there as an array.
@@ -116,19 +116,19 @@ def dump_with_memo(
     value: Any,
     references: Mapping[int, Reference] | None = None,
     min_nbytes: float = MIN_SHARED_NBYTES,
-    own_way: Callable[[Any], Any] | None = None,
+    reducer: Callable[[Any], Any] | None = None,
 ) -> tuple[bytes, list[memoryview], list[Any], Memo]:
     """Pickle `value` as `dump` does, and give what the pickle remembers of objects: all that have an identity.
 
-    It keeps them alive, also those that only existed for the pickle. `own_way` reduces an object as
-    `pickle.Pickler.reducer_override` does, or gives `NotImplemented`.
+    It keeps them alive, also those that only existed for the pickle. `reducer` is asked first how to reduce
+    an object: like `pickle.Pickler.reducer_override`, which it goes before.
     """
     file, views = io.BytesIO(), _Views(min_nbytes)
     if references:
         pickler = referring = _ReferencePickler(file, references, protocol=5, buffer_callback=views.take)
     else:
         pickler, referring = _Pickler(file, protocol=5, buffer_callback=views.take), None
-    pickler.own_way = own_way
+    pickler.reducer = reducer
     pickler.dump(value)
     return file.getvalue(), views.views, [] if referring is None else list(referring.used.values()), pickler.memo
 

@@ -1,7 +1,8 @@
-"""Calls encoded and packed as the client does it, run as a worker does it, all in this process."""
+"""Calls encoded and packed as the client does it, run as a worker does it, all in this process; threads of calls."""
 
 import io
 import pickle
+import threading
 import types
 
 from jobfleet import _wire as wire
@@ -14,6 +15,11 @@ from jobfleet._engine.local import LocalEngine, run_here
 from jobfleet._engine.place import TaskPlace
 from jobfleet._wire import CallSpec, Reply, Request, TaskFailure, process_token
 from jobfleet._worker.interrupt import Interruptible
+
+
+def drivers():
+    """Give the threads of calls that go on."""
+    return [thread for thread in threading.enumerate() if thread.name == "jobfleet-driver"]
 
 
 def spec(**changes):

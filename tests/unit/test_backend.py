@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from joblib import Parallel, delayed, parallel_config
 from joblib.parallel import ThreadingBackend
-from tests.unit.chunks import here, spec
+from tests.unit.chunks import drivers, here, spec
 
 from jobfleet._backend import JobfleetBackend
 from jobfleet._data.buffers import InProcess
@@ -30,10 +30,6 @@ from jobfleet.errors import (
 from jobfleet.testing import ScriptedEngine
 
 pytestmark = pytest.mark.timeout(30)
-
-
-def drivers():
-    return [thread for thread in threading.enumerate() if thread.name == "jobfleet-driver"]
 
 
 @pytest.fixture(autouse=True)

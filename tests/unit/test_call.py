@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import gc
 import pickle
-import threading
 import warnings
 import weakref
 
 import numpy as np
 import pytest
 from joblib import Parallel, delayed
-from tests.unit.chunks import here
+from tests.unit.chunks import drivers, here
 
 from jobfleet import _wire as wire
 from jobfleet._backend import JobfleetBackend
@@ -324,15 +323,10 @@ def test_results_and_arguments_are_not_kept_after_the_call():
         (result,) = calls([delayed(lambda x: [x])(argument)])
         alive = [weakref.ref(argument), weakref.ref(result[0])]
         del argument, result
-        for thread in threading.enumerate():
-            if thread.name == "jobfleet-driver":
-                thread.join(10)
+        for thread in drivers():
+            thread.join(10)
         gc.collect()
         assert [ref() for ref in alive] == [None, None]
-
-
-def drivers():
-    return [thread for thread in threading.enumerate() if thread.name == "jobfleet-driver"]
 
 
 def test_the_thread_of_a_call_has_ended_when_its_results_are_there():

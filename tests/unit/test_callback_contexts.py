@@ -104,6 +104,14 @@ def test_contexts_that_came_another_way_are_not_touched():
     assert len(list(root_of(two))) == N_FITS + 2
 
 
+def test_contexts_that_say_how_they_pickle_are_asked(monkeypatch):
+    """A later release of scikit-learn may."""
+    mine = contexts(GridSearchCV(DecisionTreeClassifier(), {}))[7]
+    monkeypatch.setattr(type(mine), "__getstate__", lambda self: {"task_name": self.task_name}, raising=False)
+    _, keywords = travelled(callback_ctx=mine)
+    assert vars(keywords["callback_ctx"]) == {"task_name": "fit 7"}
+
+
 def fit_sizes(n_candidates):
     """Give the sizes of the pickles of a search's fits."""
     sizes = []

@@ -59,8 +59,8 @@ _MAX_TOGETHER = 64
 #: How long joblib may be made to dispatch before what has come of it is sent.
 _ASK_S = 0.002
 
-#: How long the loop, which has chunks to send and replies to take, is then given the interpreter: it gives that up with
-#: each write, and gets it back from a thread that computes only after 5 ms or more.
+#: How long a message is then waited for. The loop, which has chunks to send and replies to take, needs the interpreter:
+#: it gives that up with each write, and gets it back from a thread that computes only after 5 ms or more.
 _GIVE_WAY_S = 0.0005
 
 #: How long the end of a call waits for its thread.
@@ -291,8 +291,6 @@ class ParallelCall:
         # Nobody has a list before its end; of a generator results are waited for, and each has joblib dispatch, too.
         if self._n_to_ask_for and not (self._deliveries and self._setup.limits.streamed):
             self._ask_for_more()
-            if self._sent:
-                time.sleep(_GIVE_WAY_S)
         elif self._deliveries:
             self._deliver(self._deliveries.popleft())
             if not self._goes_on():
@@ -317,11 +315,11 @@ class ParallelCall:
     def _messages(self) -> list[Any]:
         """Take the messages that are there; of failures among them the earliest task's counts.
 
-        Waits for one if there is nothing else to do.
+        Waits for one if there is nothing else to do, and for a moment before more is asked for.
         """
         messages: list[Any] = []
         try:
-            if not self._deliveries and not self._n_to_ask_for:
+            if not self._deliveries:
                 messages.append(self._inbox.get(timeout=self._patience_s()))
             while len(messages) < _MAX_TOGETHER:
                 messages.append(self._inbox.get_nowait())
@@ -339,6 +337,8 @@ class ParallelCall:
 
     def _patience_s(self) -> float:
         """Give how long to wait for a message."""
+        if self._n_to_ask_for:
+            return _GIVE_WAY_S if self._sent else 0.0
         hold_until_s = self._state.hold_until_s
         return _IDLE_S if hold_until_s is None else max(0.0, hold_until_s - time.monotonic())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copyreg
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _NEEDED = {"parent", "task_id", "_children_map"}
@@ -18,20 +18,20 @@ class CallbackMet(Exception):
     """Say that a callback is pickled, which may look at all of the tree."""
 
 
-def without_siblings(value: Any) -> Callable[[Any], Any] | None:
+def without_siblings(given: Iterable[Any]) -> Callable[[Any], Any] | None:
     """Give the way to pickle a task whose context leads up to the root and to no other fit.
 
     Parameters
     ----------
-    value
-        The task's arguments and keyword arguments, and maybe its function before these.
+    given
+        What the task gets: its function and arguments.
 
     Returns
     -------
     callable
         See `dump_with_memo`; raises `CallbackMet`. None if the task gets no context.
     """
-    states = _path(value)
+    states = _path(given)
     if not states:
         return None
 
@@ -46,10 +46,10 @@ def without_siblings(value: Any) -> Callable[[Any], Any] | None:
     return reduce
 
 
-def _path(value: Any) -> dict[int, dict[str, Any]]:
+def _path(given: Iterable[Any]) -> dict[int, dict[str, Any]]:
     """Give by `id` the attributes of a task's context and of those above it, which have one child each."""
     kind = getattr(sys.modules.get("sklearn.callback"), "CallbackContext", None)
-    contexts = [] if kind is None or type(value) is not tuple else [one for one in _given(value) if type(one) is kind]
+    contexts = [] if kind is None else [thing for thing in given if type(thing) is kind]
     if len(contexts) != 1 or not _pickles_as_it_is(kind):
         return {}
     states: dict[int, dict[str, Any]] = {}
@@ -70,12 +70,3 @@ def _path(value: Any) -> dict[int, dict[str, Any]]:
 def _pickles_as_it_is(kind: Any) -> bool:
     """Whether a class has no way of its own to pickle, which would know better."""
     return all(getattr(kind, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__", "__getstate__"))
-
-
-def _given(value: tuple[Any, ...]) -> Iterator[Any]:
-    """Give a task's arguments."""
-    for part in value:
-        if type(part) is tuple:
-            yield from part
-        elif type(part) is dict:
-            yield from part.values()

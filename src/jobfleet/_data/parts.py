@@ -187,22 +187,22 @@ class LargeParts:
         return dumped
 
     def _dump(self, value: Any) -> Dumped:
-        own_way = without_siblings(value)
-        if own_way is not None:
+        reducer = without_siblings(_given(value))
+        if reducer is not None:
             with contextlib.suppress(CallbackMet):
-                return self._dump_in(own_way, value)
+                return self._dump_in(reducer, value)
         return self._dump_in(None, value)
 
-    def _dump_in(self, own_way: Callable[[Any], Any] | None, value: Any) -> Dumped:
+    def _dump_in(self, reducer: Callable[[Any], Any] | None, value: Any) -> Dumped:
         if not self._parts:
-            return dump_with_memo(value, self._scattered, self._min_nbytes, own_way)[:3]
+            return dump_with_memo(value, self._scattered, self._min_nbytes, reducer)[:3]
         while True:
-            data, views, used, memo = dump_with_memo(value, self._references, self._min_nbytes, own_way)
+            data, views, used, memo = dump_with_memo(value, self._references, self._min_nbytes, reducer)
             parts = [one for one in used if isinstance(one, Part)]
             if any(self._renew(part) for part in parts):
                 continue
             if self._hides_identity(parts, memo, value):
-                return dump_with_memo(value, self._scattered, self._min_nbytes, own_way)[:3]
+                return dump_with_memo(value, self._scattered, self._min_nbytes, reducer)[:3]
             return data, views, used
 
     def _renew(self, part: Part) -> bool:
@@ -252,14 +252,8 @@ class LargeParts:
 
     def _large_in(self, value: Any, depth: int) -> Iterator[_Large]:
         """Give large objects that a task's function and arguments reach, and their pickles."""
-        if type(value) is not tuple:
-            yield from self._large(value, depth)
-            return
-        # Function, positional and keyword arguments: the containers are the task's own.
-        for part in value:
-            things = part if type(part) is tuple else part.values() if type(part) is dict else [part]
-            for thing in things:
-                yield from self._large(thing, depth)
+        for thing in _given(value):
+            yield from self._large(thing, depth)
 
     def _large(self, obj: Any, depth: int) -> list[_Large]:
         """Give the deepest large objects that make up nearly all of this one's pickle; nothing if it is small."""
@@ -276,6 +270,15 @@ class LargeParts:
             if found and sum(len(large[1]) for large in found) > len(data) - MIN_PART_NBYTES:
                 return found
         return [] if used else [(obj, data, views, memo)]
+
+
+def _given(value: Any) -> Iterator[Any]:
+    """Give a function, or the function and the arguments of a task, whose containers are the task's own."""
+    if type(value) is not tuple:
+        yield value
+        return
+    for part in value:
+        yield from part if type(part) is tuple else part.values() if type(part) is dict else (part,)
 
 
 def _elements(obj: Any) -> tuple[tuple[Any, ...], ...] | None:

@@ -114,7 +114,6 @@ class DaskEngine:
             client, keywords, watched, addresses, room, placement, self._cancelled, options.worker_ttl
         )
         session.limited = options.task_timeout is not None
-        session._is_inner = self.depth > 0
         session.callers = self._callers()
         return session
 
@@ -256,8 +255,6 @@ class DaskSession:
     """Has the scheduler told of deaths; the last one."""
     _noted: bool
     """Whether anything but 0 was to be told."""
-    _is_inner: bool
-    """Whether a task makes the call."""
     limited: bool
     """Whether tasks of the call have a time limit."""
     _sent: dict[str, asyncio.Task[Any]]
@@ -301,7 +298,6 @@ class DaskSession:
         self._waiting = {}
         self._silent = set()
         self.limited = False
-        self._is_inner = False
         self.callers = Callers()
         self._id = uuid4().hex
         self._noting = None
@@ -467,7 +463,7 @@ class DaskSession:
         Dask has tasks of a large group wait at the scheduler, and gives them to the worker with the fewest tasks, that
         of a caller who waits among these: so they do not get the caller's slot.
         """
-        return f"('{label}-{number}', 0)" if self._is_inner else f"{label}-{number}"
+        return f"('{label}-{number}', 0)" if self.callers.tasks else f"{label}-{number}"
 
     async def _run_task(self, key: str, handed_back: Callable[[int], None], code: bytes | None, *values: Any) -> Any:
         if self._closed:
