@@ -63,7 +63,8 @@ class Options:
         How often a call that raises is run again before its exception is given to the caller.
     retry_on
         The exceptions that `retries` are for, a class or a tuple of them; all by default. Calls that tasks make
-        have no retries if this is given.
+        have no retries if this is given. Of jobfleet's own errors only `TaskTimeoutError` is retried, also where a call
+        that the task makes has raised them.
     return_exceptions
         Give the exception of a task that fails, or kills its workers, in place of its result, and go on; as
         `asyncio.gather` does. Not for calls that tasks make.

@@ -50,7 +50,12 @@ def test_two_of_them_are_both_found(cluster, tmp_path):
     assert_nothing_is_left(client)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a network of hosts on its loopback interface")
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux has a network of hosts on its loopback interface"
+)
+
+
+@on_linux
 @pytest.mark.parametrize(
     ("plan", "depth"),
     [
@@ -72,6 +77,16 @@ def test_three_die_in_all_of_a_task_of_a_task(cluster, tmp_path, plan, depth):
         with pytest.raises(WorkerLostError, match="until 3 workers had died"):
             Parallel()([delayed(call_that_kills)(tmp_path / "kills", [*plan, *plan], hosts)])
         assert Parallel()([delayed(square)(3)]) == [9]
+    assert len(names(tmp_path / "kills")) == 3
+    assert_nothing_is_left(client)
+
+
+@on_linux
+def test_retries_are_not_for_what_workers_die_of(cluster, tmp_path):
+    hosts = ["127.0.0.1", "127.0.0.2"]
+    client = cluster(nanny=True, hosts=hosts)
+    with parallel_config("dask", client=client, retries=1), pytest.raises(WorkerLostError):
+        Parallel()([delayed(call_that_kills)(tmp_path / "kills", ["own"] * 6, hosts)])
     assert len(names(tmp_path / "kills")) == 3
     assert_nothing_is_left(client)
 

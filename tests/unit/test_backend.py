@@ -299,6 +299,18 @@ def test_recursion_without_end_is_stopped_with_words():
     assert isinstance(error.value, RecursionError)
 
 
+def without_end_counted(n):
+    RUNS.append(n)
+    return Parallel()([delayed(without_end_counted)(n + 1)])
+
+
+def test_recursion_without_end_is_not_tried_again():
+    RUNS.clear()
+    with pytest.raises(NestingError):
+        parallel(ScriptedEngine(1), max_nesting_depth=4, retries=1)([delayed(without_end_counted)(0)])
+    assert RUNS == [0, 1, 2, 3]
+
+
 def options_in_task():
     options = joblib.parallel.get_active_backend()[0]._options
     return options.retries, options.priority, options.max_nesting_depth, options.wait_for_workers_timeout

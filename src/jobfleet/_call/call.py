@@ -24,6 +24,7 @@ from .._observe.output import emit
 from .._sink import Sink
 from .._wire import Reply, TaskFailure
 from .._worker.interrupt import current, uninterrupted
+from ..errors import JobfleetError, TaskTimeoutError
 from .describe import label, loss_error, not_readable, not_sendable, task_error, timeout_message
 from .durations import durations
 from .output import OutputOrder
@@ -457,9 +458,8 @@ class ParallelCall:
             return results[: len(tasks)], None, False
         task = tasks[len(results)]
         failure = TaskFailure(*reply.failure)
-        raised = failure.kind in (wire.RAISED, wire.OVERRAN) or failure.part.startswith("exception")
         error = task_error(failure, task, self._tasks.call(task), reply.worker)
-        return results, error, raised and isinstance(error, self._setup.retry_on)
+        return results, error, _was_raised(failure, error) and isinstance(error, self._setup.retry_on)
 
     def _emit(self, shown: list[Any]) -> None:
         """Print and warn what tasks did; a warning that the caller's filters make an error ends the call."""
@@ -480,6 +480,13 @@ class ParallelCall:
             event = BatchConsumed(command.batch)
             consumed = lambda: self._inbox.put(event)  # noqa: E731  # a closure over this batch's event
         callback(Outputs(command.results, command.error, consumed))
+
+
+def _was_raised(failure: TaskFailure, error: BaseException) -> bool:
+    """Whether the task raised an error, or took too long: it reports a fault if a call raised it that the task made."""
+    if failure.kind == wire.RAISED:
+        return isinstance(error, TaskTimeoutError) or not isinstance(error, JobfleetError)
+    return failure.kind == wire.OVERRAN or failure.part.startswith("exception")
 
 
 def _writable(buffer: Any) -> Any:
