@@ -88,6 +88,25 @@ def test_priority_reaches_the_scheduler(small_cluster, tmp_path, priority):
     assert set(seen) == {-priority}
 
 
+def priority_of_task():
+    worker = get_worker()
+    return worker.state.tasks[worker.get_current_task()].priority[0]
+
+
+def priorities_of_three_levels(depth=2):
+    # A short call that gives a list may be done by its caller, where it waits for nobody.
+    inner = Parallel(return_as="generator")(delayed(priorities_of_three_levels)(depth - 1) for _ in range(depth > 0))
+    return [priority_of_task(), *(priority for priorities in inner for priority in priorities)]
+
+
+@pytest.mark.parametrize("priority", [0, 10])
+def test_inner_work_goes_before_outer_work_that_has_not_started(small_cluster, priority):
+    client = small_cluster({"name": "a"})
+    with parallel_config("dask", client=client, priority=priority):
+        (seen,) = Parallel()([delayed(priorities_of_three_levels)()])
+    assert seen == [-priority, -priority - 1, -priority - 2]
+
+
 def fail_first(directory, index, times):
     mark(directory / str(index))
     if count(directory / str(index)) <= times:

@@ -140,9 +140,11 @@ def test_state_behind_the_function_stays_in_its_task(backend, chunking):
         by_method = Parallel(batch_size=chunking)(delayed(tally.add)(1) for _ in range(NUMBER))
         by_closure = Parallel(batch_size=chunking)(delayed(remember)(i) for i in range(NUMBER))
         by_partial = Parallel(batch_size=chunking)(delayed(partial)(i) for i in range(NUMBER))
+        with_lists = Parallel(batch_size=chunking)(delayed(remember)([i]) for i in range(NUMBER))
     assert by_method == [(1, 1)] * NUMBER
     assert by_closure == [1] * NUMBER
     assert by_partial == [1] * NUMBER
+    assert with_lists == [1] * NUMBER
     assert (tally.total, tally.seen, history, partial.args) == (0, [], [], ([],))
 
 

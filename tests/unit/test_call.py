@@ -203,6 +203,24 @@ def test_what_tasks_print_is_there_when_the_results_are(capsys):
     assert capsys.readouterr().out == "task 0\ntask 1\ntask 2\ntask 3\n"
 
 
+@pytest.mark.parametrize(("return_as", "order"), [("list", "01"), ("generator", "01"), ("generator_unordered", "10")])
+def test_output_has_the_order_of_the_results_whichever_task_ends_first(capsys, return_as, order):
+    class Backwards(Engine):
+        first = None
+
+        def submit(self, chunk, label, done, here=False):
+            outcome = far_away(chunk)
+            if self.first is None:
+                self.first = lambda: done(outcome)
+            else:
+                done(outcome)
+                self.first()
+
+    calls = parallel(Backwards(None, slots=2), batch_size=1, return_as=return_as)
+    list(calls(delayed(unreadable_result)(x) for x in range(2)))
+    assert capsys.readouterr().out == "".join(f"task {x}\n" for x in order)
+
+
 def test_what_a_failed_task_printed_is_there(capsys):
     def work(x):
         print("task", x)
