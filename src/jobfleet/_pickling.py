@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any, Protocol
 
 import cloudpickle
@@ -13,8 +15,13 @@ import numpy as np
 #: Smaller buffers stay inside the pickle: a reference would cost more than the bytes.
 MIN_SHARED_NBYTES = 8192
 
-#: A slice of a memmap is sent with the gaps in it if the whole takes no more than so many times its size.
-_MAX_SPAN = 4
+#: An array with gaps, a slice of a larger one, is sent with these if the whole takes no more than so many times its
+#: size. Of a memmap the whole is in the file.
+_MAX_SPAN = 1.25
+_MAX_SPAN_OF_FILE = 4
+
+#: How many reduced arrays are remembered at once; they may be copies.
+_MAX_ARRAYS = 64
 
 #: Types whose values cannot change, so that tasks may share them.
 ATOMS: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -34,34 +41,90 @@ class Memo(Protocol):
         """Give the objects by `id`, each with its number."""
 
 
+class PicklesTogether:
+    """Remember, from one pickle to the next, what cannot change while nothing of the user's runs between them."""
+
+    _arrays: dict[tuple[Any, ...], tuple[np.ndarray[Any, Any], Any]]
+    """By what they show: arrays with gaps, which are kept alive, and how they are reduced."""
+    _by_name: dict[int, Any]
+    """Classes and functions that travel by name, by `id`."""
+
+    def __init__(self) -> None:
+        self._arrays = {}
+        self._by_name = {}
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._arrays.clear()
+        self._by_name.clear()
+
+    def travels_by_name(self, obj: Any) -> bool:
+        """Whether this is known to travel by name."""
+        return id(obj) in self._by_name
+
+    def note_by_name(self, obj: Any) -> None:
+        """Take note that this class or function travels by name."""
+        self._by_name[id(obj)] = obj
+
+    def reduced(self, array: np.ndarray[Any, Any]) -> Any:
+        """Reduce an array with gaps so that its buffer can leave the pickle; numpy copies such an array into it."""
+        key = array.__array_interface__["data"][0], array.shape, array.strides, array.dtype, array.flags.writeable
+        known = self._arrays.get(key)
+        if known is None:
+            if len(self._arrays) >= _MAX_ARRAYS:
+                self._arrays.clear()
+            known = self._arrays[key] = array, _with_gaps(array, _MAX_SPAN) or _without_gaps(array)
+        return known[1]
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     reducer: Callable[[Any], Any] | None = None
     """See `dump_with_memo`."""
+    together: PicklesTogether | None = None
+    """Likewise."""
+    min_nbytes: float = math.inf
+    """Likewise."""
 
     def reducer_override(self, obj: Any) -> Any:
         if self.reducer is not None and (reduced := self.reducer(obj)) is not NotImplemented:
             return reduced
-        if type(obj) is np.memmap:
+        together = self.together
+        if together is not None and together.travels_by_name(obj):
+            return NotImplemented
+        kind = type(obj)
+        if kind is np.memmap:
             # Its file may not exist at the other end: an array of what it shows is sent, or opened there as an array.
-            return _reduced(np.asarray(obj))
+            array = np.asarray(obj)
+            return (_with_gaps(array, _MAX_SPAN_OF_FILE) if _has_gaps(array) else None) or array.__reduce_ex__(5)
+        if kind is np.ndarray and together is not None and obj.nbytes >= self.min_nbytes and _has_gaps(obj):
+            return together.reduced(obj)
         if isinstance(obj, BaseException):
             # Dask has tblib pickle exceptions in a way that skips their __init__, and some lose
             # their text by it; the traceback travels as text.
             return obj.__reduce_ex__(5)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if together is not None and reduced is NotImplemented and isinstance(obj, (type, FunctionType)):
+            together.note_by_name(obj)
+        return reduced
 
 
-def _reduced(array: np.ndarray[Any, Any]) -> Any:
-    """Reduce an array that shows a file.
+def _has_gaps(array: np.ndarray[Any, Any]) -> bool:
+    """Whether an array's bytes do not lie in one piece; objects have no bytes."""
+    return bool(array.size) and not array.flags.forc and not array.dtype.hasobject
 
-    A slice with gaps, unless they are wide, goes as the bytes from its first to its last: these are in the file.
-    """
-    if not array.size or array.flags.c_contiguous or array.flags.f_contiguous or array.dtype.hasobject:
-        return array.__reduce_ex__(5)
+
+def _without_gaps(array: np.ndarray[Any, Any]) -> Any:
+    copy = np.array(array, order="C")
+    copy.flags.writeable = array.flags.writeable
+    return copy.__reduce_ex__(5)
+
+
+def _with_gaps(array: np.ndarray[Any, Any], max_span: float) -> Any:
+    """Reduce an array to the bytes from its first to its last; None if they are more than `max_span` times its own."""
     forward = array[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides)]
     nbytes = sum((n - 1) * stride for n, stride in zip(forward.shape, forward.strides, strict=True)) + array.itemsize
-    if nbytes > _MAX_SPAN * array.nbytes:
-        return array.__reduce_ex__(5)
+    if nbytes > max_span * array.nbytes:
+        return None
     first_item = forward[(slice(0, 1),) * forward.ndim].reshape(1).view(np.uint8)
     span = np.lib.stride_tricks.as_strided(first_item, (nbytes,), (1,), writeable=array.flags.writeable)
     start = array.__array_interface__["data"][0] - span.__array_interface__["data"][0]
@@ -117,11 +180,13 @@ def dump_with_memo(
     references: Mapping[int, Reference] | None = None,
     min_nbytes: float = MIN_SHARED_NBYTES,
     reducer: Callable[[Any], Any] | None = None,
+    together: PicklesTogether | None = None,
 ) -> tuple[bytes, list[memoryview], list[Any], Memo]:
     """Pickle `value` as `dump` does, and give what the pickle remembers of objects: all that have an identity.
 
     It keeps them alive, also those that only existed for the pickle. `reducer` is asked first how to reduce
-    an object: like `pickle.Pickler.reducer_override`, which it goes before.
+    an object: like `pickle.Pickler.reducer_override`, which it goes before. With `together`, which is for
+    arguments, arrays with gaps leave the pickle like others: what is loaded has the same gaps, or none.
     """
     file, views = io.BytesIO(), _Views(min_nbytes)
     if references:
@@ -129,6 +194,8 @@ def dump_with_memo(
     else:
         pickler, referring = _Pickler(file, protocol=5, buffer_callback=views.take), None
     pickler.reducer = reducer
+    pickler.together = together
+    pickler.min_nbytes = min_nbytes
     pickler.dump(value)
     return file.getvalue(), views.views, [] if referring is None else list(referring.used.values()), pickler.memo
 

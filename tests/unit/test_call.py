@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import gc
 import pickle
+import queue
+import threading
 import warnings
 import weakref
 
@@ -278,6 +280,44 @@ def test_an_engine_that_raises_ends_the_call():
 
     with pytest.raises(LookupError, match="in the engine"):
         parallel(Engine(answer))([delayed(double)(1)])
+
+
+class Chatty(Engine):
+    """Answer the first chunk; then say without end how many slots there are, until all is made."""
+
+    def __init__(self, made):
+        super().__init__(lambda chunk: run_here(chunk, here()))
+        self.made = made
+        self.held = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self.talk, daemon=True)
+
+    def submit(self, chunk, label, done, here=False):
+        if self.thread.ident is None:
+            super().submit(chunk, label, done)
+            self.thread.start()
+        else:
+            self.held.put((chunk, done))
+
+    def talk(self):
+        while not self.made.wait(2e-4):
+            self.changed(Slots(1, 1))
+        while (held := self.held.get()) is not None:
+            chunk, done = held
+            done(self.answer(chunk))
+
+
+def test_tasks_are_made_however_much_news_there_is():
+    made = threading.Event()
+
+    def calls():
+        for i in range(500):
+            yield delayed(double)(i)
+        made.set()
+
+    engine = Chatty(made)
+    assert parallel(engine)(calls()) == [2 * i for i in range(500)]
+    engine.held.put(None)
+    engine.thread.join()
 
 
 def test_an_outcome_that_comes_twice_counts_once():

@@ -4,8 +4,10 @@ import functools
 import os
 import sys
 import threading
+import types
 import weakref
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
@@ -311,6 +313,47 @@ def test_a_chunk_holds_each_buffer_once():
     a = array(MIN_SHARED_NBYTES)
     packed = client.pack([client.encode(identity, a, [a, a.copy()]) for _ in range(3)])
     assert len(packed.placed) + len(packed.inline) == 1
+
+
+def test_what_a_chunk_carries_is_not_all_its_own_once_another_task_wants_it():
+    client = Client()
+    a, b = array(MIN_SHARED_NBYTES), array(MIN_SHARED_NBYTES, seed=1)
+    packed = client.pack([client.encode(identity, a, b)])
+    assert packed.own_nbytes == packed.nbytes > 2 * MIN_SHARED_NBYTES
+    client.encode(identity, a)
+    assert packed.own_nbytes == packed.nbytes - MIN_SHARED_NBYTES
+
+
+@pytest.mark.parametrize("columns", [slice(90), slice(10)])
+def test_slices_of_an_array_go_once_and_as_they_are_at_each_batch(columns):
+    client = Client(max_nbytes=None)
+    table = array(10**6).reshape(-1, 100)
+    first = client.encoder.encode([(identity, (table[:, columns], [i]), {}) for i in range(3)])
+    before = table[:, columns].copy()
+    table += 1
+    second = client.encoder.encode([(identity, (table[:, columns], [i]), {}) for i in range(3)])
+    packed = client.pack([*first, *second])
+    assert (len(packed.placed), packed.inline) == (2, [])
+    results = client.run([*first, *second])
+    for i, (got, _) in enumerate(args for args, _ in results):
+        np.testing.assert_array_equal(got, before if i < 3 else table[:, columns])
+
+
+def test_how_a_class_travels_is_asked_for_each_batch():
+    module = types.ModuleType("a_module_of_the_users")
+    exec("class A: k = 3", module.__dict__)
+    sys.modules[module.__name__] = module
+    try:
+        client = Client()
+        by_name = client.encode(identity, [module.A])
+        cloudpickle.register_pickle_by_value(module)
+        by_value = client.encode(identity, [module.A])
+        cloudpickle.unregister_pickle_by_value(module)
+    finally:
+        del sys.modules[module.__name__]
+    assert client.run([by_value])[0][0].k == 3
+    with pytest.raises(Failed):
+        client.run([by_name])
 
 
 def test_everything_that_travels_with_a_chunk_is_opaque():

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from jobfleet._pickling import ATOMS, MIN_SHARED_NBYTES, atomic, dump
+from jobfleet._pickling import ATOMS, MIN_SHARED_NBYTES, PicklesTogether, atomic, dump, dump_with_memo
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -87,6 +87,83 @@ def test_a_memmap_travels_as_the_array_it_shows(tmp_path, mode):
     assert type(loaded["whole"]) is type(loaded["part"]) is np.ndarray
     np.testing.assert_array_equal(loaded["whole"].view(float), np.arange(5000.0))
     np.testing.assert_array_equal(loaded["part"].view(float), [1.0])
+
+
+WIDE = np.arange(400_000.0).reshape(1000, 400)
+
+WITH_GAPS = {
+    "columns": WIDE[:, 1:-1],
+    "few columns": WIDE[:, 3:9],
+    "every other row": WIDE[::2],
+    "backwards": WIDE[::-1, ::-1],
+    "three axes": WIDE.reshape(10, 100, 400).transpose(1, 0, 2)[:, 1:, 5:],
+    "F order": WIDE.T[2:, 3:],
+    "a field": WIDE.view([("a", "f8"), ("b", "f8")])["b"],
+    "fields": WIDE[:, :-2].view(np.dtype((np.void, 16)))[:, 1:],
+    "dates": WIDE.astype("M8[s]")[:, 1:],
+    "the same for all rows": np.broadcast_to(WIDE[0], (3000, 400)),
+    "read-only": WIDE[:, :-1],
+    "read-only, wide": WIDE[:, :9],
+}
+for name in ("read-only", "read-only, wide"):
+    WITH_GAPS[name].flags.writeable = False
+
+
+def dump_arguments(value, together):
+    data, views, *_ = dump_with_memo(value, together=together)
+    return data, views
+
+
+@pytest.mark.parametrize("name", WITH_GAPS)
+def test_arrays_with_gaps_leave_the_pickles_of_arguments(name):
+    array = WITH_GAPS[name]
+    assert not array.flags.forc
+    data, views = dump_arguments([array, {"again": array}], PicklesTogether())
+    assert len(data) < 4000
+    assert sum(view.nbytes for view in views) <= 1.25 * array.nbytes
+    assert all(view.readonly is not array.flags.writeable for view in views)
+    first, second = load(data, [bytearray(view) if array.flags.writeable else bytes(view) for view in views])
+    assert first is second["again"]
+    assert (type(first), first.dtype, first.flags.writeable) == (np.ndarray, array.dtype, array.flags.writeable)
+    assert first.tobytes() == array.tobytes()
+    assert first.shape == array.shape
+
+
+def test_the_gaps_of_an_array_are_sent_if_they_are_narrow_and_else_taken_out_once():
+    together = PicklesTogether()
+    narrow, wide = WIDE[:, :350], WIDE[:, :300]
+    _, (first, third) = dump_arguments([narrow, wide], together)
+    _, (second, fourth) = dump_arguments([narrow, wide], together)
+    assert np.shares_memory(np.asarray(first), narrow)
+    assert np.shares_memory(np.asarray(second), narrow)
+    assert not np.shares_memory(np.asarray(third), wide)
+    assert np.shares_memory(np.asarray(third), np.asarray(fourth))
+    together.clear()
+    _, (_, fifth) = dump_arguments([narrow, wide], together)
+    assert not np.shares_memory(np.asarray(third), np.asarray(fifth))
+
+
+def test_many_arrays_with_gaps_are_not_all_remembered():
+    together = PicklesTogether()
+    for n in range(2, 300):
+        dump_arguments(WIDE[:, :n], together)
+    assert len(together._arrays) <= 64
+
+
+@pytest.mark.parametrize(
+    "array", [WIDE[:30, :30], WIDE.astype(object)[:, :300], np.ma.masked_array(WIDE[:, :300], WIDE[:, :300] > 5)]
+)
+def test_small_arrays_with_gaps_and_other_kinds_are_pickled_as_ever(array):
+    data, views = dump_arguments(array, PicklesTogether())
+    assert views == []
+    assert len(data) > 900
+    np.testing.assert_array_equal(load(data), array)
+
+
+def test_results_with_gaps_take_no_gaps_along():
+    data, views, _ = dump(WIDE[:, :350])
+    assert views == []
+    assert load(data).flags.c_contiguous
 
 
 def test_references_are_by_identity_wherever_they_are_met():

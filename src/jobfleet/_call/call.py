@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import pickle
@@ -60,9 +61,11 @@ _MAX_TOGETHER = 64
 #: How long joblib may be made to dispatch before what has come of it is sent.
 _ASK_S = 0.002
 
-#: How long a message is then waited for. The loop, which has chunks to send and replies to take, needs the interpreter:
-#: it gives that up with each write, and gets it back from a thread that computes only after 5 ms or more.
+#: How long a message is waited for before that. The loop, which has chunks to send and replies to take, needs the
+#: interpreter: it gives that up with each write, and gets it back from a thread that computes only after 5 ms or more.
 _GIVE_WAY_S = 0.0005
+#: And how long if chunks should have come back: their replies may be what the loop cannot get at.
+_GIVE_WAY_LONG_S = 0.01
 
 #: How long the end of a call waits for its thread.
 _JOIN_S = 5.0
@@ -153,6 +156,9 @@ class ParallelCall:
         self._output = OutputOrder(setup.limits.ordered)
         self._deliveries: deque[Deliver] = deque()
         self._n_to_ask_for = 0
+        self._news: list[Any] = []
+        """Messages that were taken and not acted on."""
+        self._gave_way = False
         self._sent: dict[int, tuple[Send, PackedChunk]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._function: Any = None
@@ -291,7 +297,8 @@ class ParallelCall:
             return
         # Nobody has a list before its end; of a generator results are waited for, and each has joblib dispatch, too.
         if self._n_to_ask_for and not (self._deliveries and self._setup.limits.streamed):
-            self._ask_for_more()
+            if not self._gives_way():
+                self._ask_for_more()
         elif self._deliveries:
             self._deliver(self._deliveries.popleft())
             if not self._goes_on():
@@ -300,6 +307,17 @@ class ParallelCall:
     def _goes_on(self) -> bool:
         """Whether there are results to wait for; joblib does not know it before it has dispatched something."""
         return not self._n_submitted or awaits_results(self._setup.parallel)
+
+    def _gives_way(self) -> bool:
+        """Let the event loop have the interpreter before more tasks are made; gives whether there is news to act on."""
+        if not self._sent or self._gave_way:
+            self._gave_way = False
+            return False
+        overdue = self._state.awaits_replies(time.monotonic())
+        with contextlib.suppress(queue.Empty):
+            self._news.append(self._inbox.get(timeout=_GIVE_WAY_LONG_S if overdue else _GIVE_WAY_S))
+            self._gave_way = True  # however much news there is, more tasks are made
+        return self._gave_way
 
     def _ask_for_more(self) -> None:
         """Have joblib dispatch, for a moment if batches come fast: chunks should not be cut from a single small one."""
@@ -316,11 +334,11 @@ class ParallelCall:
     def _messages(self) -> list[Any]:
         """Take the messages that are there; of failures among them the earliest task's counts.
 
-        Waits for one if there is nothing else to do, and for a moment before more is asked for.
+        Waits for one if there is nothing else to do.
         """
-        messages: list[Any] = []
+        messages, self._news = self._news, []
         try:
-            if not self._deliveries:
+            if not (messages or self._deliveries or self._n_to_ask_for):
                 messages.append(self._inbox.get(timeout=self._patience_s()))
             while len(messages) < _MAX_TOGETHER:
                 messages.append(self._inbox.get_nowait())
@@ -338,8 +356,6 @@ class ParallelCall:
 
     def _patience_s(self) -> float:
         """Give how long to wait for a message."""
-        if self._n_to_ask_for:
-            return _GIVE_WAY_S if self._sent else 0.0
         hold_until_s = self._state.hold_until_s
         return _IDLE_S if hold_until_s is None else max(0.0, hold_until_s - time.monotonic())
 
@@ -434,7 +450,7 @@ class ParallelCall:
         self._emit(self._output.take(ended, shown))
         if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
-        nbytes = packed.nbytes + sum(len(part) for part in outcome)
+        nbytes = packed.own_nbytes + sum(len(part) for part in outcome)
         return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)
 
     def _results(self, reply: Reply, buffers: list[Any], tasks: range) -> tuple[list[Any], BaseException | None, bool]:

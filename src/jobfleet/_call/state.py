@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from .._engine.base import LostKind
@@ -29,6 +30,9 @@ from .stragglers import is_straggler
 HOLD_S = 0.003
 #: And so long for the caller, if it may do all by itself: that saves two round trips.
 HELP_HOLD_S = 0.01
+
+#: A chunk is overdue so long after it should have come back by what is known of its tasks, give or take a half.
+_OVERDUE_S = 0.01
 
 #: When chunks take longer than this, some more are shown to the cluster than it has slots.
 _STALL_S = 1.0
@@ -354,6 +358,14 @@ class CallState:
     def unfinished(self) -> bool:
         """Whether tasks wait or run."""
         return bool(self._queue or self._chunks)
+
+    def awaits_replies(self, now_s: float) -> bool:
+        """Whether chunks should have come back by now, and as much as there is in all chunks lies ready."""
+        mean_s = self.sizer.mean_s
+        if mean_s is None or self._n_queued < self._n_sent:
+            return False
+        first = islice(self._chunks.values(), self._concurrency(self.slots))
+        return any(now_s > chunk.sent_s + _OVERDUE_S + 1.5 * mean_s * len(chunk.tasks) for chunk in first)
 
     # Events
 

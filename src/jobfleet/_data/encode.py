@@ -162,7 +162,10 @@ class Encoder:
         EncodingError
             A call does not pickle, and there is no `errors`.
         """
-        self._parts.next_batch()
+        with self._parts.batch():
+            return self._encode_all(calls, errors)
+
+    def _encode_all(self, calls: Sequence[Call], errors: dict[int, Exception] | None) -> EncodedCalls:
         alike = self._alike(calls)
         if alike is not None:
             return alike

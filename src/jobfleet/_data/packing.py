@@ -21,15 +21,25 @@ class PackedChunk:
     """A `Request`."""
     placed: list[Blob]
     """To be stored on workers; the first values..."""
-    inline: list[memoryview | bytes]
+    carried: list[Blob]
     """...and those that travel with the chunk, which follow them."""
     report_every: int = 0
     """How many tasks there are between two that say that they start; 0: none does."""
 
     @property
+    def inline(self) -> list[memoryview | bytes]:
+        """The data of those that travel with the chunk."""
+        return [blob.data for blob in self.carried]
+
+    @property
     def nbytes(self) -> int:
         """Size of what travels with the chunk."""
-        return len(self.request) + sum(map(len, self.inline))
+        return len(self.request) + sum(len(blob.data) for blob in self.carried)
+
+    @property
+    def own_nbytes(self) -> int:
+        """The same without what other tasks were found to want, too, since the chunk was packed."""
+        return len(self.request) + sum(len(blob.data) for blob in self.carried if blob.sightings == 1)
 
 
 class _Packer:
@@ -45,8 +55,8 @@ class _Packer:
             unique.update((blob.digest, blob) for blob, _ in holder.buffers)
             unique.update((blob.digest, blob) for one in holder.scattered for blob in one.blobs)
         self.placed = [b for b in unique.values() if self._is_placed(b)]
-        self.inline = [b for b in unique.values() if not self._is_placed(b)]
-        self._position = {b.digest: i for i, b in enumerate([*self.placed, *self.inline])}
+        self.carried = [b for b in unique.values() if not self._is_placed(b)]
+        self._position = {b.digest: i for i, b in enumerate([*self.placed, *self.carried])}
 
     def references(self, buffers: Iterable[tuple[Blob, bool]]) -> tuple[tuple[int, int, bool], ...]:
         return tuple(
@@ -127,7 +137,7 @@ def pack(
         budget_s=budget_s,
         others_wait=others_wait,
     )
-    return PackedChunk(request.to_bytes(), packer.placed, [blob.data for blob in packer.inline], report_every)
+    return PackedChunk(request.to_bytes(), packer.placed, packer.carried, report_every)
 
 
 def _joined(pieces: Iterable[EncodedCalls]) -> Iterator[EncodedCalls]:

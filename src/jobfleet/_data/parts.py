@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .._pickling import ATOMS, Memo, Reference, dump_with_memo
+from .._pickling import ATOMS, Memo, PicklesTogether, Reference, dump_with_memo
 from .buffers import Blob, BlobTable, content_digest
 from .callback_contexts import CallbackMet, without_siblings
 from .functions import global_names, travels_by_name
@@ -108,7 +108,7 @@ class Part:
         for blob in self.blobs:
             self._blobs.release(blob)
 
-    def refreshed(self, batch: int, min_nbytes: int) -> Part:
+    def refreshed(self, batch: int, min_nbytes: int, together: PicklesTogether) -> Part:
         """Give this if the object is still what was pickled, else its new form.
 
         Within a batch nothing of the user's runs. After that, what is made of immutable things is compared by
@@ -117,7 +117,7 @@ class Part:
         if self._batch == batch or (self._flat is not None and _consists_of(self.obj, self._flat)):
             self._batch = batch
             return self
-        data, views, _, memo = dump_with_memo(self.obj, None, min_nbytes)
+        data, views, _, memo = dump_with_memo(self.obj, None, min_nbytes, together=together)
         new = Part(self.obj, data, views, memo, self._blobs, batch)
         if [blob.digest for blob in new.blobs] == [blob.digest for blob in self.blobs] and [
             writable for _, writable in new.buffers
@@ -161,11 +161,17 @@ class LargeParts:
         self._min_nbytes = min_nbytes
         self._parts = OrderedDict()
         self._batch = 0
+        self._together = PicklesTogether()
         self._searches_left = _MAX_IDLE_SEARCHES
 
-    def next_batch(self) -> None:
-        """Say that the user's code may have run, and changed anything."""
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """Say that the user's code may have run, and changed anything; within the block it does not."""
         self._batch += 1
+        try:
+            yield
+        finally:
+            self._together.clear()
 
     def dump(self, value: Any) -> Dumped:
         """Pickle a value, which must not be a part itself, with references to parts."""
@@ -195,14 +201,14 @@ class LargeParts:
 
     def _dump_in(self, reducer: Callable[[Any], Any] | None, value: Any) -> Dumped:
         if not self._parts:
-            return dump_with_memo(value, self._scattered, self._min_nbytes, reducer)[:3]
+            return dump_with_memo(value, self._scattered, self._min_nbytes, reducer, self._together)[:3]
         while True:
-            data, views, used, memo = dump_with_memo(value, self._references, self._min_nbytes, reducer)
+            data, views, used, memo = dump_with_memo(value, self._references, self._min_nbytes, reducer, self._together)
             parts = [one for one in used if isinstance(one, Part)]
             if any(self._renew(part) for part in parts):
                 continue
             if self._hides_identity(parts, memo, value):
-                return dump_with_memo(value, self._scattered, self._min_nbytes, reducer)[:3]
+                return dump_with_memo(value, self._scattered, self._min_nbytes, reducer, self._together)[:3]
             return data, views, used
 
     def _renew(self, part: Part) -> bool:
@@ -210,7 +216,7 @@ class LargeParts:
         if part._batch != self._batch:
             self._searches_left = _MAX_IDLE_SEARCHES
         try:
-            new = part.refreshed(self._batch, self._min_nbytes)
+            new = part.refreshed(self._batch, self._min_nbytes, self._together)
         except Exception:  # user code ran: it does not pickle any more, which the task's own pickle will tell
             self._forget(id(part.obj))
             return True
@@ -260,7 +266,7 @@ class LargeParts:
         if type(obj) in ATOMS and not (type(obj) in (str, bytes) and len(obj) >= MIN_PART_NBYTES):
             return []
         try:
-            data, views, used, memo = dump_with_memo(obj, self._scattered, self._min_nbytes)
+            data, views, used, memo = dump_with_memo(obj, self._scattered, self._min_nbytes, together=self._together)
         except Exception:  # user code ran: it may pickle in its place only
             return []
         if len(data) < MIN_PART_NBYTES:

@@ -6,7 +6,7 @@ import itertools
 import weakref
 from typing import Any
 
-from .._pickling import ATOMS, MIN_SHARED_NBYTES, dump
+from .._pickling import ATOMS, MIN_SHARED_NBYTES, PicklesTogether, dump_with_memo
 from ..errors import OptionTypeError
 from .buffers import Blob, Keeper, Kept, content_digest
 
@@ -74,7 +74,7 @@ def scattered_objects(objects: tuple[Any, ...], keeper: Keeper) -> list[Scattere
 
 def _dumped(obj: Any) -> tuple[bytes, list[memoryview]]:
     try:
-        data, views, _ = dump(obj)
+        data, views, *_ = dump_with_memo(obj, together=PicklesTogether())
     except Exception as error:  # user code ran; say which object it was
         raise OptionTypeError(
             f"an object of scatter=, a {type(obj).__name__}, does not pickle: {type(error).__name__}: {error}"
