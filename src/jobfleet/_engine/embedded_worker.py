@@ -24,8 +24,13 @@ import threading
 import traceback
 from typing import Any, BinaryIO
 
-#: Dask looks fifty times a second whether its event loop is late, which takes 2 % of a small machine's processors.
-CALM_CLOCKS = {"distributed.admin.tick.interval": "500ms"}
+#: Dask looks fifty times a second whether its event loop is late, which takes 2 % of a small machine's processors. That,
+#: and what it keeps of each process's past, is for a dashboard.
+CALM_CLOCKS = {
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.tick.cycle": "10s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
 
 #: How long messages on this one machine are gathered before they go; between machines Dask takes 2 to 10 ms.
 SEND_INTERVAL_S = 0.0005
