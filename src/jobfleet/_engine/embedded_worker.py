@@ -24,7 +24,7 @@ import threading
 import traceback
 from typing import Any, BinaryIO
 
-#: Dask looks fifty times a second whether its event loop is late, which takes 2 % of a small machine's processors. That,
+#: Dask looks fifty times a second whether its event loop is late: 2 % of a small machine's processors. This,
 #: and what it keeps of each process's past, is for a dashboard.
 CALM_CLOCKS = {
     "distributed.admin.tick.interval": "500ms",
