@@ -44,36 +44,28 @@ class Memo(Protocol):
 class PicklesTogether:
     """Remember, from one pickle to the next, what cannot change while nothing of the user's runs between them."""
 
+    by_name: dict[int, Any]
+    """By `id`: classes and functions that cloudpickle was found to send by name."""
     _arrays: dict[tuple[Any, ...], tuple[np.ndarray[Any, Any], Any]]
     """By what they show: arrays with gaps, which are kept alive, and how they are reduced."""
-    _by_name: dict[int, Any]
-    """Classes and functions that travel by name, by `id`."""
 
     def __init__(self) -> None:
+        self.by_name = {}
         self._arrays = {}
-        self._by_name = {}
 
     def clear(self) -> None:
         """Forget all."""
+        self.by_name.clear()
         self._arrays.clear()
-        self._by_name.clear()
 
-    def travels_by_name(self, obj: Any) -> bool:
-        """Whether this is known to travel by name."""
-        return id(obj) in self._by_name
-
-    def note_by_name(self, obj: Any) -> None:
-        """Take note that this class or function travels by name."""
-        self._by_name[id(obj)] = obj
-
-    def reduced(self, array: np.ndarray[Any, Any]) -> Any:
-        """Reduce an array with gaps so that its buffer can leave the pickle; numpy copies such an array into it."""
+    def reduced(self, array: np.ndarray[Any, Any], max_span: float) -> Any:
+        """Reduce an array with gaps so that its buffer can leave the pickle; NumPy copies such an array into it."""
         key = array.__array_interface__["data"][0], array.shape, array.strides, array.dtype, array.flags.writeable
         known = self._arrays.get(key)
         if known is None:
             if len(self._arrays) >= _MAX_ARRAYS:
                 self._arrays.clear()
-            known = self._arrays[key] = array, _with_gaps(array, _MAX_SPAN) or _without_gaps(array)
+            known = self._arrays[key] = array, _with_gaps(array, max_span) or _without_gaps(array)
         return known[1]
 
 
@@ -89,28 +81,27 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if self.reducer is not None and (reduced := self.reducer(obj)) is not NotImplemented:
             return reduced
         together = self.together
-        if together is not None and together.travels_by_name(obj):
+        if together is not None and id(obj) in together.by_name:
             return NotImplemented
-        kind = type(obj)
-        if kind is np.memmap:
-            # Its file may not exist at the other end: an array of what it shows is sent, or opened there as an array.
+        if type(obj) in (np.ndarray, np.memmap):
             array = np.asarray(obj)
-            return (_with_gaps(array, _MAX_SPAN_OF_FILE) if _has_gaps(array) else None) or array.__reduce_ex__(5)
-        if kind is np.ndarray and together is not None and obj.nbytes >= self.min_nbytes and _has_gaps(obj):
-            return together.reduced(obj)
+            if together is not None and array.nbytes >= self.min_nbytes and _has_gaps(array):
+                return together.reduced(array, _MAX_SPAN if array is obj else _MAX_SPAN_OF_FILE)
+            # A memmap's file may not exist at the other end: what it shows is sent, or opened there, as an array.
+            return NotImplemented if array is obj else array.__reduce_ex__(5)
         if isinstance(obj, BaseException):
             # Dask has tblib pickle exceptions in a way that skips their __init__, and some lose
             # their text by it; the traceback travels as text.
             return obj.__reduce_ex__(5)
         reduced = super().reducer_override(obj)
         if together is not None and reduced is NotImplemented and isinstance(obj, (type, FunctionType)):
-            together.note_by_name(obj)
+            together.by_name[id(obj)] = obj
         return reduced
 
 
 def _has_gaps(array: np.ndarray[Any, Any]) -> bool:
     """Whether an array's bytes do not lie in one piece; objects have no bytes."""
-    return bool(array.size) and not array.flags.forc and not array.dtype.hasobject
+    return bool(array.nbytes) and not array.flags.forc and not array.dtype.hasobject
 
 
 def _without_gaps(array: np.ndarray[Any, Any]) -> Any:

@@ -320,6 +320,59 @@ def test_tasks_are_made_however_much_news_there_is():
     engine.thread.join()
 
 
+class Watchful(Engine):
+    """Answer from another thread; the second chunk once it has been seen whether more tasks are made meanwhile."""
+
+    def __init__(self, pulled):
+        super().__init__(lambda chunk: run_here(chunk, here()))
+        self.pulled = pulled
+        self.n_sent = 0
+        self.made_meanwhile = None
+        self.caller_waits = threading.Event()
+        self.chunks = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def submit(self, chunk, label, done, here=False):
+        self.n_sent += 1
+        if self.n_sent == 2:
+            self.pulled.clear()
+        self.chunks.put((chunk, done))
+
+    def lend_thread(self):
+        self.caller_waits.set()
+
+    def work(self):
+        first, done = self.chunks.get()
+        self.caller_waits.wait()
+        done(self.answer(first))
+        while (sent := self.chunks.get()) is not None:
+            if self.made_meanwhile is None:
+                self.made_meanwhile = self.pulled.wait(0.2)
+            chunk, done = sent
+            done(self.answer(chunk))
+
+
+def triple(x):
+    return 3 * x
+
+
+def test_a_reply_is_waited_for_before_more_tasks_are_made(monkeypatch):
+    monkeypatch.setattr(call_module, "_GIVE_WAY_S", 5.0)
+    pulled = threading.Event()
+
+    def calls():
+        for i in range(500):
+            pulled.set()
+            yield delayed(triple)(i)
+
+    engine = Watchful(pulled)
+    assert parallel(engine)(calls()) == [3 * i for i in range(500)]
+    assert engine.made_meanwhile is False
+    engine.chunks.put(None)
+    engine.thread.join()
+
+
 def test_an_outcome_that_comes_twice_counts_once():
     class Twice(Engine):
         def submit(self, chunk, label, done, here=False):

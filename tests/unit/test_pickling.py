@@ -143,6 +143,16 @@ def test_the_gaps_of_an_array_are_sent_if_they_are_narrow_and_else_taken_out_onc
     assert not np.shares_memory(np.asarray(third), np.asarray(fifth))
 
 
+def test_a_slice_of_a_memmap_brings_wider_gaps_since_they_are_in_the_file(tmp_path):
+    WIDE.tofile(tmp_path / "data")
+    mapped = np.memmap(tmp_path / "data", dtype=float, mode="r", shape=WIDE.shape)
+    together = PicklesTogether()
+    for columns, shares in ((slice(110), True), (slice(50), False)):
+        data, (view,) = dump_arguments(mapped[:, columns], together)
+        assert np.shares_memory(np.asarray(view), mapped) is shares
+        np.testing.assert_array_equal(load(data, [view]), WIDE[:, columns])
+
+
 def test_many_arrays_with_gaps_are_not_all_remembered():
     together = PicklesTogether()
     for n in range(2, 300):

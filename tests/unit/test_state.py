@@ -693,6 +693,22 @@ def test_no_slot_for_too_long_ends_every_batch():
     assert [batch for batch, _, _ in outcomes(call.slots(0))] == [0, 1, 2]
 
 
+def test_replies_are_awaited_if_they_are_overdue_and_as_much_lies_ready():
+    call = Call(slots=1)
+    call.arrive(5)
+    assert not call.state.awaits_replies(call.now_s + 100)  # nothing is known of the tasks
+    call.reply([0], each_s=2.0)
+    assert call.sent == {1: (1,)}
+    assert not call.state.awaits_replies(call.now_s + 3.0)
+    assert call.state.awaits_replies(call.now_s + 3.02)
+    call.reply([1], each_s=2.0)
+    assert not call.state.awaits_replies(call.now_s + 3.0)
+    call.reply([2], each_s=2.0)
+    call.reply([3], each_s=2.0)
+    assert call.sent == {4: (4,)}
+    assert not call.state.awaits_replies(call.now_s + 100)  # nothing could be sent
+
+
 # Results that are taken while the call runs
 
 
@@ -787,22 +803,6 @@ def test_a_result_is_delivered_though_its_worker_was_the_last(n_jobs, ordered):
 
 
 # The last tasks, a second time
-
-
-def test_replies_are_awaited_if_they_are_overdue_and_as_much_lies_ready():
-    call = Call(slots=1)
-    call.arrive(5)
-    assert not call.state.awaits_replies(call.now_s + 100)  # nothing is known of the tasks
-    call.reply([0], each_s=2.0)
-    assert call.sent == {1: (1,)}
-    assert not call.state.awaits_replies(call.now_s + 3.0)
-    assert call.state.awaits_replies(call.now_s + 3.02)
-    call.reply([1], each_s=2.0)
-    assert not call.state.awaits_replies(call.now_s + 3.0)
-    call.reply([2], each_s=2.0)
-    call.reply([3], each_s=2.0)
-    assert call.sent == {4: (4,)}
-    assert not call.state.awaits_replies(call.now_s + 100)  # nothing could be sent
 
 
 @pytest.mark.parametrize(
