@@ -104,8 +104,11 @@ def test_a_call_is_short_and_on_one_line_whatever_its_arguments():
     ],
 )
 def test_a_chunk_has_the_name_that_the_dashboard_shows(functions, text):
-    assert label([[(function, (), {}) for function in functions]]) == text
-    assert label([[(function, (), {})] for function in functions]) == text
+    assert label(functions, len(functions)) == text
+
+
+def test_a_chunks_name_counts_its_calls_and_not_its_functions():
+    assert label([fit], 3) == "batch_of_fit_3_calls"
 
 
 # Failures of a task

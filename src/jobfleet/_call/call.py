@@ -403,10 +403,9 @@ class ParallelCall:
         return BatchArrived(len(message.calls), message.error, message.failed, expected_s)
 
     def _send(self, command: Send) -> None:
-        pieces = list(self._tasks.pieces(command.tasks))
         setup = self._setup
         chunk = pack(
-            [encoded for _, encoded in pieces],
+            list(self._tasks.pieces(command.tasks)),
             setup.spec,
             setup.max_nbytes,
             copy_on_write=setup.copy_on_write,
@@ -419,7 +418,7 @@ class ParallelCall:
         inbox = self._inbox
         self._session.submit(
             chunk,
-            label([calls for calls, _ in pieces]),
+            label(self._tasks.functions(command.tasks), len(command.tasks)),
             lambda outcome: inbox.put(_Finished(command.chunk, outcome)),
             here=command.here,
         )

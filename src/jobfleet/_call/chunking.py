@@ -47,7 +47,7 @@ GUESSED_S = 0.02
 
 #: joblib is asked for no more tasks at a time, and for no more than can be made in this time: it makes a batch for
 #: each slot before it hands over the first.
-MAX_DISPATCHED = 4096
+MAX_DISPATCHED = 2048
 MAKING_S = 0.02
 
 _MAX_GROWTH = 256

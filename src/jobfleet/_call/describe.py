@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import reprlib
-from collections.abc import Sequence
-from itertools import chain
-from operator import itemgetter
+from collections.abc import Iterable
 from typing import Any
 
 from .. import _wire as wire
@@ -26,8 +24,6 @@ from ..errors import (
     TaskTimeoutError,
     WorkerLostError,
 )
-
-_FUNCTION = itemgetter(0)
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
@@ -53,13 +49,13 @@ def _repr(value: Any) -> str:
         return f"<{type(value).__name__}>"
 
 
-def label(pieces: Sequence[Sequence[Call]]) -> str:
-    """Name a chunk for Dask's dashboard, as joblib's own backend does."""
-    first = pieces[0][0][0]
+def label(functions: Iterable[Any], n_calls: int) -> str:
+    """Name a chunk that calls these functions for Dask's dashboard, as joblib's own backend does."""
+    functions = iter(functions)
+    first = next(functions)
     name = getattr(first, "__name__", None) or type(getattr(first, "func", first)).__name__
     # Nothing is done call by call in Python: there may be thousands.
-    mixed = len(set(map(id, map(_FUNCTION, chain.from_iterable(pieces))))) > 1
-    n_calls = sum(map(len, pieces))
+    mixed = bool(set(map(id, functions)) - {id(first)})
     return f"{'mixed_' if mixed else ''}batch_of_{name.strip('<>')}_{n_calls}_calls"
 
 

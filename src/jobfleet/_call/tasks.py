@@ -5,20 +5,28 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 from .._data.encode import AtomCalls, Call, EncodedCalls, Encoder
+
+_FUNCTION = itemgetter(0)
 
 
 @dataclass(slots=True)
 class _Held:
     start: int
     calls: list[Call]
+    """Empty if `encoded` holds them."""
     encoded: EncodedCalls
     n_left: int
     first: int = 0
     """The first that is not done."""
     done: dict[int, int] = field(default_factory=dict)
     """Stretches after that which are: first task, and the one after the last."""
+
+    def call(self, position: int) -> Call:
+        return self.encoded.call(position) if isinstance(self.encoded, AtomCalls) else self.calls[position]
 
     def forget(self, part: slice) -> None:
         self.n_left -= part.stop - part.start
@@ -45,21 +53,30 @@ class TaskTable:
     def add(self, calls: list[Call], encoded: EncodedCalls | None) -> int:
         """Take the next batch, give the index of its first task; without its encoded form only indices are used up."""
         if encoded is not None:
-            self._held[len(self._starts)] = _Held(self._n_tasks, calls, encoded, len(calls))
+            kept = [] if isinstance(encoded, AtomCalls) else calls
+            self._held[len(self._starts)] = _Held(self._n_tasks, kept, encoded, len(calls))
         self._starts.append(self._n_tasks)
         self._n_tasks += len(calls)
         return self._starts[-1]
 
     def call(self, task: int) -> Call:
         """Give the call with this index."""
-        (calls, _), *_ = self.pieces(range(task, task + 1))
-        return calls[0]
+        ((number, part),) = self._parts(range(task, task + 1))
+        return self._held[number].call(part.start)
 
-    def pieces(self, tasks: range) -> Iterator[tuple[list[Call], EncodedCalls]]:
-        """Give the calls and their encoded form, a piece for each batch they were in."""
+    def pieces(self, tasks: range) -> Iterator[EncodedCalls]:
+        """Give the calls in their encoded form, a piece for each batch they were in."""
+        for number, part in self._parts(tasks):
+            yield self._held[number].encoded[part]
+
+    def functions(self, tasks: range) -> Iterator[Any]:
+        """Give the functions that are called: of alike calls once, else of each."""
         for number, part in self._parts(tasks):
             held = self._held[number]
-            yield held.calls[part], held.encoded[part]
+            if isinstance(held.encoded, AtomCalls):
+                yield held.encoded.called
+            else:
+                yield from map(_FUNCTION, held.calls[part])
 
     def forget(self, tasks: range) -> None:
         """Say that these are done."""
@@ -81,7 +98,7 @@ class TaskTable:
         if not held:
             return n_done, None
         first = held[0]
-        return n_done, (first.start + first.first, first.calls[min(first.first, len(first.calls) - 1)])
+        return n_done, (first.start + first.first, first.call(min(first.first, len(first.encoded) - 1)))
 
     def clear(self) -> None:
         """Forget all."""

@@ -80,18 +80,29 @@ class EncodedTask:
 
 
 class AtomCalls:
-    """Hold calls of one function whose arguments cannot change; they are pickled together when a chunk is cut."""
+    """Hold calls of one function whose arguments cannot change; they are pickled together when a chunk is cut.
 
-    __slots__ = ("args", "function", "kwargs")
+    It takes the place of joblib's own tuples, one for each call. The interpreter's garbage collector need not look at
+    arguments without containers, but at those tuples; and should enough of them stay, at everything in the process.
+    """
 
+    __slots__ = ("args", "called", "function", "kwargs")
+
+    called: Any
+    """The function itself."""
     function: EncodedFunction
     args: list[tuple[Any, ...]]
     kwargs: list[dict[str, Any]] | None
     """None: no call has any."""
 
     def __init__(
-        self, function: EncodedFunction, args: list[tuple[Any, ...]], kwargs: list[dict[str, Any]] | None
+        self,
+        called: Any,
+        function: EncodedFunction,
+        args: list[tuple[Any, ...]],
+        kwargs: list[dict[str, Any]] | None,
     ) -> None:
+        self.called = called
         self.function = function
         self.args = args
         self.kwargs = kwargs
@@ -100,7 +111,12 @@ class AtomCalls:
         return len(self.args)
 
     def __getitem__(self, part: slice) -> AtomCalls:
-        return AtomCalls(self.function, self.args[part], None if self.kwargs is None else self.kwargs[part])
+        kwargs = None if self.kwargs is None else self.kwargs[part]
+        return AtomCalls(self.called, self.function, self.args[part], kwargs)
+
+    def call(self, position: int) -> Call:
+        """Give one of the calls."""
+        return self.called, self.args[position], {} if self.kwargs is None else self.kwargs[position]
 
 
 #: The calls of a batch, or a stretch of them.
@@ -216,7 +232,7 @@ class Encoder:
         except Exception as reason:  # user code ran
             raise EncodingError(0) from reason
         # The dicts are the caller's, who may use them again.
-        return AtomCalls(encoded, args, list(map(dict, kwargs)) if has_kwargs else None)
+        return AtomCalls(function, encoded, args, list(map(dict, kwargs)) if has_kwargs else None)
 
     def _encode(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> EncodedTask:
         shared = self._stateless(function)

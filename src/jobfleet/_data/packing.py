@@ -151,7 +151,7 @@ def _joined(pieces: Iterable[EncodedCalls]) -> Iterator[EncodedCalls]:
             and (last.kwargs is None) == (piece.kwargs is None)
         ):
             kwargs = None if last.kwargs is None else last.kwargs + (piece.kwargs or [])
-            last = AtomCalls(last.function, last.args + piece.args, kwargs)
+            last = AtomCalls(last.called, last.function, last.args + piece.args, kwargs)
         else:
             if last is not None:
                 yield last
