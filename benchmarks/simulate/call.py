@@ -113,12 +113,13 @@ class _Call:
         self._costs = costs
         self._clock = Clock()
         self._state = CallState(LIMITS, slots)
-        self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.size)
+        self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.batch_size)
         self.cluster = Cluster(self._clock, slots, costs, self._reply, self._cut)
         self._inbox: deque[Event] = deque()
         self._deliveries: deque[Deliver] = deque()
         self._to_ask_for = 0
         self._left = len(durations)
+        self._made = 0
         self._free_s = 0.0
         """When the client has time again."""
         self._awake = False
@@ -131,7 +132,12 @@ class _Call:
         return max(self._clock.now_s, self._free_s)
 
     def _arrive(self, size: int) -> None:
-        self._spend(size * self._costs.client_task_s)
+        """Take a batch; joblib makes a batch for each slot before it hands over the first."""
+        made_s = (self._joblib.made - self._made) * self._costs.client_task_s + self._costs.client_batch_s
+        self._spend(made_s)
+        if self._made:
+            self._state.sizer.observe_making(size, made_s)
+        self._made = self._joblib.made
         self._tell(BatchArrived(size))
 
     def _reply(self, number: int, n_done: int, seconds: float) -> None:

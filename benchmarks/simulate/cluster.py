@@ -49,8 +49,10 @@ class Costs:
     """The scheduler can do one chunk in that time, and no two at once."""
     client_chunk_s: float = 0.0003
     """The same for the client."""
+    client_batch_s: float = 0.00006
+    """And for each of joblib's batches..."""
     client_task_s: float = 0.000005
-    """And for each task: joblib, pickling, the result."""
+    """...and each task: joblib, pickling, the result."""
 
 
 #: Where client, scheduler and workers share the processors, what the former two do is time the tasks do not have.

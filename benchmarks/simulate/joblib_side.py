@@ -22,6 +22,8 @@ class Dispatcher:
     def __init__(self, n_tasks: int, n_jobs: int, batch_size: Callable[[], int]) -> None:
         self.ended = False
         """It has found the end of the iterable."""
+        self.made = 0
+        """Tasks it has read from the iterable."""
         self._left = n_tasks
         self._n_jobs = n_jobs
         self._batch_size = batch_size
@@ -49,6 +51,7 @@ class Dispatcher:
             if not taken:
                 return None
             self._left -= taken
+            self.made += taken
             parts = 10 * self._n_jobs if at_end and taken < wanted else self._n_jobs
             size = max(1, taken // parts)
             self._ready.extend(min(size, taken - start) for start in range(0, taken, size))

@@ -5,15 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobfleet._call.chunking import (
+    BATCH_S,
     GUESSED_S,
     LEAST_BUDGET_S,
+    MAKING_PER_SLOT_S,
     MAKING_S,
     MAX_CHUNK_NBYTES,
     MAX_DISPATCHED,
+    MAX_READY_NBYTES,
     MAX_WAITING_S,
+    MIN_BATCH,
     MIN_WAITING_S,
     TARGET_S,
+    TASK_NBYTES,
     ChunkSizer,
+    target_s,
 )
 
 pytestmark = pytest.mark.timeout(20)
@@ -83,19 +89,59 @@ def test_few_tasks_guessed_to_be_short_go_in_one_round():
 
 @pytest.mark.parametrize("slots", [2, 64, 10_000])
 def test_joblib_is_not_asked_for_many_tasks_at_a_time(slots):
-    assert 1 <= guessed(0.0, slots).batch_size <= max(1, MAX_DISPATCHED // slots)
+    most = max(MIN_BATCH, MAX_DISPATCHED // slots)
     sizer = sized_by(*[1e-6] * 10)
-    sizer.n_slots = slots
-    assert 1 <= sizer.batch_size <= max(1, MAX_DISPATCHED // slots)
+    sizer.n_slots = sizer.n_batches = slots
+    assert guessed(0.0, slots).batch_size == sizer.batch_size == most
+
+
+def test_what_joblib_makes_at_a_time_depends_on_its_jobs_and_not_on_the_slots_that_there_are_now():
+    sizer = guessed(0.0, slots=2)
+    sizer.n_slots = 100
+    assert sizer.batch_size == MAX_DISPATCHED // 2
+    sizer = guessed(0.0, slots=2)
+    sizer.n_batches = 32
+    assert sizer.batch_size == MAX_DISPATCHED // 32
+    sizer.observe_making(100, 100 * 1e-3 + BATCH_S)
+    assert sizer.batch_size == 1
+
+
+@pytest.mark.parametrize("slots", [2, 64, 1000])
+def test_enough_lies_ready_for_a_chunk_of_full_length_for_each_slot(slots):
+    sizer = guessed(0.02, slots)
+    assert sizer.ready_size == int(target_s(slots) / 0.02)
+
+
+def test_what_lies_ready_does_not_fill_the_clients_memory():
+    sizer = guessed(1e-6, 1000)
+    assert sizer.ready_size * 1000 * TASK_NBYTES <= MAX_READY_NBYTES
+    sizer.observe(100, 1.0, 100 * 2**20)
+    assert sizer.ready_size == 1
+    sizer.n_slots = 2
+    sizer.size = 100
+    assert 2**20 * 2 * sizer.ready_size <= MAX_READY_NBYTES
 
 
 def test_nor_for_what_takes_long_to_make():
     """joblib makes a batch for each slot before it hands over the first."""
     sizer = guessed(TARGET_S / 500, slots=4)
-    sizer.observe_making(10, 10 * MAKING_S / 100)
+    sizer.observe_making(10, 10 * MAKING_S / 100 + BATCH_S)
     assert (sizer.batch_size, sizer.ready_size) == (100 // 4, 500)
     sizer.observe_making(10, 1000 * MAKING_S)
     assert (sizer.batch_size, sizer.ready_size) == (1, 500)
+
+
+def test_what_a_batch_costs_beside_its_tasks_does_not_make_them_small():
+    sizer = guessed(TARGET_S / 500)
+    for _ in range(10):
+        sizer.observe_making(1, BATCH_S)
+    assert sizer.batch_size == 500
+
+
+def test_with_many_slots_more_time_may_pass_until_there_is_a_batch_for_each():
+    sizer = guessed(0.0, slots=1000)
+    sizer.observe_making(100, 100 * 1e-5 + BATCH_S)
+    assert sizer.batch_size == int(MAKING_PER_SLOT_S / 1e-5)
 
 
 def test_recent_chunks_count_more():
@@ -136,7 +182,8 @@ def test_what_waits_is_shared_out_in_ever_smaller_chunks():
 def test_what_has_come_so_far_is_shared_among_all_slots():
     sizer = sized_by(*[0.01] * 20)
     sizer.n_slots = 10
-    assert [sizer.share(n, 0, is_all=False) for n in (1000, 100, 50)] == [50, 10, 5]
+    # Each slot has two chunks.
+    assert [sizer.share(n, 0, is_all=False) for n in (1000, 100, 50)] == [50, 5, 3]
     assert [sizer.share(n, 0, is_all=True) for n in (1000, 100, 50)] == [50, 5, 3]
 
 

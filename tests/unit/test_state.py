@@ -607,6 +607,14 @@ def test_a_cluster_that_has_shrunk_to_nothing_is_shown_that_work_waits(n_jobs):
     assert len(sent_tasks(call.arrive(4))) >= 1
 
 
+@pytest.mark.parametrize(("n_jobs", "n_batches"), [(-1, 4), (-2, 3), (-4, 2), (3, 3), (50, 50)])
+def test_how_many_batches_joblib_makes_at_a_time_is_known_whatever_workers_join(n_jobs, n_batches):
+    call = Call(slots=4, n_jobs=n_jobs)
+    assert call.state.sizer.n_batches == n_batches
+    call.slots(1000)
+    assert call.state.sizer.n_batches == n_batches
+
+
 @pytest.mark.parametrize("task_s", [TARGET_S, 3.0])
 def test_no_more_is_shown_than_may_run_at_once_when_slots_join(task_s):
     call = Call(slots=4, n_jobs=5).knows_tasks_to_be(task_s)

@@ -14,15 +14,18 @@ LEAST_S = 0.02
 TARGET_PER_SLOT_S = 0.005
 LEAST_PER_SLOT_S = 0.0005
 
+#: While more tasks are to come they last longer at least: the client must also make those.
+LEAST_BEFORE_END_PER_SLOT_S = 0.001
+
 
 def target_s(n_slots: int) -> float:
     """Give the duration a chunk should have."""
     return max(TARGET_S, TARGET_PER_SLOT_S * n_slots)
 
 
-def least_s(n_slots: int) -> float:
-    """Give the duration a chunk should have at least."""
-    return max(LEAST_S, LEAST_PER_SLOT_S * n_slots)
+def least_s(n_slots: int, is_all: bool) -> float:
+    """Give the duration a chunk should have at least, knowing whether no more tasks will come."""
+    return max(LEAST_S, (LEAST_PER_SLOT_S if is_all else LEAST_BEFORE_END_PER_SLOT_S) * n_slots)
 
 
 #: A chunk returns what it has when it has run twice as long as it should have, but not before this time.
@@ -45,10 +48,22 @@ MAX_CHUNK_NBYTES = 8 * 2**20
 #: what is behind a task that takes long after all waits for it.
 GUESSED_S = 0.02
 
-#: joblib is asked for no more tasks at a time, and for no more than can be made in this time: it makes a batch for
-#: each slot before it hands over the first.
-MAX_DISPATCHED = 2048
+#: joblib makes a batch for each job before it hands over the first. They are no larger than can be made in this time,
+#: which is longer with many slots, as chunks are...
 MAKING_S = 0.02
+MAKING_PER_SLOT_S = 0.0002
+
+#: ...and have no more tasks together, which the garbage collector must look at...
+MAX_DISPATCHED = 2048
+
+#: ...unless they would have less than this each. A batch costs joblib and the driver so much beside its tasks, which
+#: cost them some 4 us each.
+MIN_BATCH = 32
+BATCH_S = 0.00006
+
+#: What lies ready for all slots takes no more than this, with what a task takes in the client beside its bytes.
+MAX_READY_NBYTES = 64 * 2**20
+TASK_NBYTES = 200
 
 _MAX_GROWTH = 256
 _MAX_SIZE = 10_000
@@ -70,6 +85,8 @@ class ChunkSizer:
     """
 
     n_slots: int
+    n_batches: int
+    """How many batches joblib makes at a time: as many as it has jobs, whatever slots there now are."""
     size: int
     mean_s: float | None
     """Duration of a task, recent chunks counting more; None before any has run, unless there is a guess."""
@@ -81,7 +98,7 @@ class ChunkSizer:
     _making_s: float
 
     def __init__(self, n_slots: int) -> None:
-        self.n_slots = n_slots
+        self.n_slots = self.n_batches = n_slots
         self.size = 1
         self.mean_s = None
         self.guessed = False
@@ -92,9 +109,10 @@ class ChunkSizer:
     @property
     def batch_size(self) -> int:
         """How many tasks joblib's next batch should have."""
-        size = self.ready_size
+        size = min(self.ready_size, max(MIN_BATCH, MAX_DISPATCHED // self.n_batches))
         if self._making_s:
-            size = min(size, int(MAKING_S * self._n_made / self._making_s) // self.n_slots)
+            making_s = max(MAKING_S, MAKING_PER_SLOT_S * self.n_slots)
+            size = min(size, int(making_s * self._n_made / self._making_s) // self.n_batches)
         return max(1, size)
 
     @property
@@ -104,12 +122,20 @@ class ChunkSizer:
         The first chunks are smaller than that, if they are cut by a guess: more must lie ready when they come back.
         """
         size = self.size if not self.guessed or self.mean_s is None else int(target_s(self.n_slots) / self.mean_s)
-        return max(1, min(size, MAX_DISPATCHED // self.n_slots))
+        return max(1, min(size, int(MAX_READY_NBYTES / (self.mean_nbytes + TASK_NBYTES)) // self.n_slots))
 
     def observe_making(self, n_tasks: int, seconds: float) -> None:
-        """Take note of how long the client took to make tasks: to get them from the user's iterable and pickle them."""
+        """Take note of a batch that the client made.
+
+        Parameters
+        ----------
+        n_tasks
+            Its tasks.
+        seconds
+            How long it took to get these from the user's iterable and to pickle them.
+        """
         self._n_made += n_tasks
-        self._making_s += seconds
+        self._making_s += max(0.0, seconds - BATCH_S)
 
     def guess(self, mean_s: float) -> None:
         """Take what a task is likely to last, before any has run."""
@@ -138,14 +164,14 @@ class ChunkSizer:
     def share(self, n_queued: int, n_sent: int, is_all: bool) -> int:
         """Give how many tasks the next chunk has, when so many wait and so many are on their way or run.
 
-        Up to the size that hides the cost of a chunk: each slot's share, or half of it at a time if no more tasks will
-        come (factoring: Flynn Hummel, Schonberg and Flynn, 1992).
+        Up to the size that hides the cost of a chunk: each slot's share for all its chunks, or half of it at a time if
+        no more tasks will come (factoring: Flynn Hummel, Schonberg and Flynn, 1992).
         """
         if self.mean_s is None:
             return self.size
-        least = max(1, round(least_s(self.n_slots) / self.mean_s))
+        least = max(1, round(least_s(self.n_slots, is_all) / self.mean_s))
         if not is_all:
-            return min(self.size, max(least, ceil(n_queued / self.n_slots)))
+            return min(self.size, max(least, ceil(n_queued / (self.chunks_per_slot() * self.n_slots))))
         # No slot gets more than its part of all that is left.
         part = ceil((n_queued + n_sent) / self.n_slots)
         if self.guessed and part <= 2 * self.size:

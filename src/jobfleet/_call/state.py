@@ -313,6 +313,7 @@ class CallState:
     def __post_init__(self) -> None:
         self._suspects = runs_by_itself(self.limits.deaths)
         self._first_concurrency = self.sizer.n_slots = self._concurrency(self.slots)
+        self.sizer.n_batches = max(2, self.limits.n_jobs, self._first_concurrency)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take an event, give what must be done, see `handle_all`."""
