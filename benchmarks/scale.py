@@ -105,7 +105,10 @@ def slept(seconds: float, value: int) -> int:
 def in_process(workers: int) -> Iterator[Client]:
     """Start a cluster in this process."""
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        # Each worker counts the memory of the process, which is that of all.
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client

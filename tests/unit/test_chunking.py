@@ -16,6 +16,7 @@ from jobfleet._call.chunking import (
     MAX_WAITING_S,
     MIN_BATCH,
     MIN_WAITING_S,
+    READY_PER_SLOT_NBYTES,
     TARGET_S,
     TASK_NBYTES,
     ChunkSizer,
@@ -97,7 +98,7 @@ def test_joblib_is_not_asked_for_many_tasks_at_a_time(slots):
 
 def test_what_joblib_makes_at_a_time_depends_on_its_jobs_and_not_on_the_slots_that_there_are_now():
     sizer = guessed(0.0, slots=2)
-    sizer.n_slots = 100
+    sizer.n_slots = 50
     assert sizer.batch_size == MAX_DISPATCHED // 2
     sizer = guessed(0.0, slots=2)
     sizer.n_batches = 32
@@ -108,18 +109,20 @@ def test_what_joblib_makes_at_a_time_depends_on_its_jobs_and_not_on_the_slots_th
 
 @pytest.mark.parametrize("slots", [2, 64, 1000])
 def test_enough_lies_ready_for_a_chunk_of_full_length_for_each_slot(slots):
-    sizer = guessed(0.02, slots)
-    assert sizer.ready_size == int(target_s(slots) / 0.02)
+    sizer = guessed(0.1, slots)
+    assert sizer.ready_size == int(target_s(slots) / 0.1)
 
 
-def test_what_lies_ready_does_not_fill_the_clients_memory():
-    sizer = guessed(1e-6, 1000)
-    assert sizer.ready_size * 1000 * TASK_NBYTES <= MAX_READY_NBYTES
-    sizer.observe(100, 1.0, 100 * 2**20)
-    assert sizer.ready_size == 1
-    sizer.n_slots = 2
-    sizer.size = 100
-    assert 2**20 * 2 * sizer.ready_size <= MAX_READY_NBYTES
+@pytest.mark.parametrize("task_nbytes", [0, 1000, 2**20])
+@pytest.mark.parametrize("slots", [2, 16, 1000, 10_000])
+def test_what_lies_ready_does_not_fill_the_clients_memory(slots, task_nbytes):
+    sizer = ChunkSizer(slots)
+    for _ in range(10):
+        sizer.observe(sizer.size, 0.0, task_nbytes * sizer.size)
+    each = task_nbytes + TASK_NBYTES
+    most = max(MAX_READY_NBYTES, READY_PER_SLOT_NBYTES * slots)
+    assert sizer.ready_size == 1 or sizer.ready_size * slots * each <= most
+    assert sizer.ready_size == sizer.size or (sizer.ready_size + 1) * slots * each > most
 
 
 def test_nor_for_what_takes_long_to_make():

@@ -61,8 +61,10 @@ MAX_DISPATCHED = 2048
 MIN_BATCH = 32
 BATCH_S = 0.00006
 
-#: What lies ready for all slots takes no more than this, with what a task takes in the client beside its bytes.
-MAX_READY_NBYTES = 64 * 2**20
+#: A chunk for each slot takes no more than this in the client, with what a task takes there beside its bytes, and four
+#: are made at a time: see `state.CallLimits.ahead_per_slot`. With thousands of slots it is more.
+MAX_READY_NBYTES = 16 * 2**20
+READY_PER_SLOT_NBYTES = 8192
 TASK_NBYTES = 200
 
 _MAX_GROWTH = 256
@@ -122,7 +124,8 @@ class ChunkSizer:
         The first chunks are smaller than that, if they are cut by a guess: more must lie ready when they come back.
         """
         size = self.size if not self.guessed or self.mean_s is None else int(target_s(self.n_slots) / self.mean_s)
-        return max(1, min(size, int(MAX_READY_NBYTES / (self.mean_nbytes + TASK_NBYTES)) // self.n_slots))
+        most_nbytes = max(MAX_READY_NBYTES, READY_PER_SLOT_NBYTES * self.n_slots)
+        return max(1, min(size, int(most_nbytes / (self.mean_nbytes + TASK_NBYTES)) // self.n_slots))
 
     def observe_making(self, n_tasks: int, seconds: float) -> None:
         """Take note of a batch that the client made.
