@@ -52,14 +52,15 @@ class Measurement:
         for _ in range(self.repeats):
             for subject, workload in workloads.items():
                 self.spinners.wait_until_quiet(self.quiet_s)
-                with self.on.using(subject):
+                with self.on.alone(subject), self.on.using(subject):
                     sample = workload.once()
                 scale = prepared.scales.get(subject, 1.0)
                 scaled = {what: value * scale for what, value in sample.items() if what in ("wall_s", "cpu_s")}
                 result.samples.setdefault(subject, []).append(sample | scaled)
             if row.spins:
                 self.spinners.wait_until_quiet(self.quiet_s)
-                wall_s = self.spinners.spin(prepared.facts["work_s"])
+                with self.on.alone(MACHINE):
+                    wall_s = self.spinners.spin(prepared.facts["work_s"])
                 result.samples.setdefault(MACHINE, []).append({"wall_s": wall_s})
             keep()
 

@@ -27,3 +27,35 @@ def test_runs_rows_in_turns_checks_them_and_keeps_what_it_measured(tmp_path):
     assert all(counts["chunks"] >= 1 and counts["writes_per_chunk"] > 0 for counts in rows["noop"]["counts"].values())
     for text in ("noop", "mixedup", "<= 1.3 of loky's time", "comm writes a chunk"):
         assert text in done.stdout
+
+
+#: Prints, for each subject in its turn, whose processes ran its tasks, and whose workers stood still meanwhile.
+TURNS = """
+import json, os
+import psutil
+from joblib import Parallel, delayed
+from benchmarks.dispatch.subjects import cluster
+
+with cluster("own") as on:
+    workers = {name: set(on.clients[name].run(os.getpid).values()) for name in ("jobfleet", "builtin")}
+    for subject in ("jobfleet", "builtin", "loky"):
+        with on.alone(subject), on.using(subject):
+            ran = set(Parallel()(delayed(os.getpid)() for _ in range(4)))
+            still = {pid for pids in workers.values() for pid in pids if psutil.Process(pid).status() == "stopped"}
+        of = [name for name, pids in workers.items() if ran <= pids]
+        stopped = [name for name, pids in workers.items() if pids <= still]
+        print(json.dumps([subject, of, stopped]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_workers_of_other_clusters_stand_still_while_one_is_measured():
+    command = [sys.executable, "-c", TURNS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert list(map(json.loads, done.stdout.splitlines())) == [
+        ["jobfleet", ["jobfleet"], ["builtin"]],
+        ["builtin", ["builtin"], ["jobfleet"]],
+        ["loky", [], ["jobfleet", "builtin"]],
+    ]
