@@ -5,12 +5,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
-from .._data.encode import AtomCalls, Call, EncodedCalls, Encoder
-
-_FUNCTION = itemgetter(0)
+from .._data.encode import AtomCalls, Call, EncodedCalls, Encoder, function_of
 
 
 @dataclass(slots=True)
@@ -76,7 +73,7 @@ class TaskTable:
             if isinstance(held.encoded, AtomCalls):
                 yield held.encoded.called
             else:
-                yield from map(_FUNCTION, held.calls[part])
+                yield from map(function_of, held.calls[part])
 
     def forget(self, tasks: range) -> None:
         """Say that these are done."""

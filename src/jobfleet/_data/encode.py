@@ -18,7 +18,7 @@ from .scatter import ScatteredObject
 #: One call as joblib hands it over: function, positional and keyword arguments.
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
-_FUNCTION, _ARGS, _KWARGS = map(itemgetter, range(3))
+function_of, _ARGS, _KWARGS = map(itemgetter, range(3))
 
 #: What a pickle refers to by its persistent id.
 Ahead = ScatteredObject | Part
@@ -220,7 +220,7 @@ class Encoder:
         function = calls[0][0]
         args = list(map(_ARGS, calls))
         kwargs = list(map(_KWARGS, calls))
-        if set(map(id, map(_FUNCTION, calls))) != {id(function)} or set(map(type, args)) != {tuple}:
+        if set(map(id, map(function_of, calls))) != {id(function)} or set(map(type, args)) != {tuple}:
             return None
         has_kwargs = any(kwargs)
         if not all_atomic(chain.from_iterable(args)):
