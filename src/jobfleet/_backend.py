@@ -192,6 +192,7 @@ class JobfleetBackend(ParallelBackendBase):
             ordered=self.parallel.return_ordered,
             retries=options.retries,
             ahead_per_slot=_ahead_per_slot(self.parallel),
+            most_slots=self._slots.most,
             no_workers_timeout_s=options.wait_for_workers_timeout,
             return_exceptions=options.return_exceptions,
             help_s=session.help_s,

@@ -208,6 +208,16 @@ def test_nothing_waits_on_a_slot_that_is_not_ours_to_use(n_jobs):
     assert len(call.sent) == 3
 
 
+@pytest.mark.parametrize(
+    ("n_jobs", "slots", "most_slots", "n_sent"),
+    [(4, 4, None, 4), (5, 4, None, 5), (20, 4, None, 8), (4, 4, 4, 8), (4, 3, 4, 6), (4, 4, 5, 4), (-2, 4, 4, 3)],
+)
+def test_a_chunk_waits_where_no_more_than_n_jobs_can_ever_run(n_jobs, slots, most_slots, n_sent):
+    call = Call(slots=slots, n_jobs=n_jobs, most_slots=most_slots).knows_tasks_to_be(TARGET_S)
+    call.arrive(50)
+    assert len(call.sent) == n_sent
+
+
 def test_a_call_whose_tasks_make_calls_has_one_chunk_per_slot():
     call = Call(slots=2).knows_tasks_to_be(TARGET_S)
     call.arrive(20)

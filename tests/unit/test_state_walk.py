@@ -28,6 +28,9 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 WAITING, DONE, GIVEN_UP = "waiting", "done", "given up"
 
+#: Slots come and go, and there are never more.
+MOST_SLOTS = 5
+
 
 class Books:
     """Keep count of one call, and check each thing the machine asks for against it.
@@ -143,6 +146,8 @@ class Books:
         if self.limits.n_jobs == -1:
             # Chunks that take long: what waits must be seen by an adaptive cluster.
             most = max(most, 4 * self.concurrency)
+        elif self.limits.n_jobs >= MOST_SLOTS == self.limits.most_slots:
+            most = max(most, self.limits.n_jobs)
         elif self.limits.n_jobs > 0:
             most = self.limits.n_jobs
         assert len(self.chunks) <= most
@@ -319,7 +324,7 @@ class Books:
             self.tell(ChunkLost(number, LostKind.WORKER, RuntimeError("stale")))
 
     def slots_change(self, total, _):
-        self.slots = 1 + total % 5
+        self.slots = 1 + total % MOST_SLOTS
         self.tell(SlotsChanged(self.slots))
 
     def the_user_takes_results(self, _, __):
@@ -425,7 +430,8 @@ class Books:
 
 ANY_LIMITS = st.builds(
     CallLimits,
-    n_jobs=st.sampled_from([-3, -2, -1, 1, 2, 3, 4]),
+    n_jobs=st.sampled_from([-3, -2, -1, 1, 2, 3, 4, 5, 6]),
+    most_slots=st.sampled_from([None, MOST_SLOTS]),
     fixed_batches=st.booleans(),
     streamed=st.booleans(),
     ordered=st.booleans(),

@@ -6,6 +6,7 @@ the dataclasses below; the driver does the asking and the telling.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -200,6 +201,8 @@ class CallLimits:
     """Batches to be dispatched ahead for each slot; None: as many as the user's `pre_dispatch` says."""
     no_workers_timeout_s: float
     """How long the call goes on when no worker is left."""
+    most_slots: int | None = None
+    """See `Slots.most`."""
     return_exceptions: bool = False
     """What a task has failed with is its result."""
     help_s: float = 0.0
@@ -703,23 +706,26 @@ class CallState:
         return max(1, min(n_jobs, slots) if n_jobs > 0 else slots + 1 + n_jobs)
 
     def _max_chunks(self) -> int:
-        n_jobs = self.limits.n_jobs
         concurrency = self._concurrency(self.slots)
-        if n_jobs > 0:
-            # Also with workers that join, which may take what waits, no more than that run at once. Those
-            # beyond the slots there are show an adaptive cluster what it could grow to.
-            return n_jobs if self._stalled and not self._nested else concurrency
-        if concurrency < self.slots or self._nested:
-            # A waiting chunk would run on a slot that is not ours to use, or, while a task
-            # waits for its inner ones, start more outer tasks than there are slots.
+        most = self._most_chunks(concurrency)
+        if self._nested or most == concurrency:
+            # While a task waits for its inner ones, a waiting chunk would start more outer tasks than there are slots.
             return concurrency
+        if self._stalled and self.limits.n_jobs >= -1:
+            # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
+            return _SHOWN_PER_SLOT * concurrency if self.limits.n_jobs == -1 else self.limits.n_jobs
         self._shortened &= self._chunks.keys()
         if self._shortened and self._next_expected_s() < MIN_MOVED_S:
             return concurrency  # it might wait behind what takes long, and Dask moves no short one
-        if self._stalled and n_jobs == -1:
-            # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
-            return _SHOWN_PER_SLOT * concurrency
-        return concurrency * self.sizer.chunks_per_slot()
+        return min(most, concurrency * self.sizer.chunks_per_slot())
+
+    def _most_chunks(self, concurrency: int) -> int:
+        """Give how many chunks the cluster may know of: as soon as slots join they all run."""
+        n_jobs, most_slots = self.limits.n_jobs, self.limits.most_slots
+        if n_jobs > 0:
+            return sys.maxsize if most_slots is not None and most_slots <= n_jobs else n_jobs
+        # A waiting chunk would run on a slot that is not ours to use.
+        return sys.maxsize if n_jobs == -1 or concurrency == self.slots else concurrency
 
     def _next_expected_s(self) -> float:
         """Give how long the next chunk will last, by what is known."""

@@ -85,6 +85,8 @@ class Slots:
     total: int
     per_host: int
     """On the host that has most."""
+    most: int | None = None
+    """How many there can be, whatever workers join; None if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from .callers_slot import CallersSlot, callers_slot
 from .connect import usable_client
 from .courier import courier_of
 from .deaths import deaths_of
-from .embedded import embedded_slots
+from .embedded import embedded_slots, most_embedded_slots
 from .overruns import overruns
 from .placement import Placement, Placing, forget_lost, placement_of
 from .silence import Copies, interval_s, silent_keys
@@ -87,7 +87,8 @@ class DaskEngine:
         """Give the slots, waiting for a first one."""
         client = usable_client(self._find_client(options))
         if (n_embedded := embedded_slots(client)) and not (options.resources or options.workers):
-            return Slots(n_embedded, n_embedded)  # all on this host; nobody need be asked
+            # All on this host; nobody need be asked.
+            return Slots(n_embedded, n_embedded, most=most_embedded_slots())
         if not self.depth:
             return cast("Slots", client.sync(_wait_for_slots, client, options))
         # Tasks make many small calls.

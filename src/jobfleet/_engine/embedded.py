@@ -76,7 +76,7 @@ def embedded_client() -> Client:
         if _current is not None and _current.is_alive and _current.client is not None:
             return _current.client
         close_embedded()
-        launch = Launch(joblib.cpu_count())
+        launch = Launch(most_embedded_slots())
         try:
             launch.start()
             # The processes import Dask while this one does, which saves a third of the time.
@@ -113,6 +113,12 @@ def embedded_slots(client: Client) -> int | None:
     """Give the slots there are now, without asking anybody; None if `client` is not that of the embedded cluster."""
     cluster = _current
     return cluster.n_threads if cluster is not None and cluster.client is client else None
+
+
+def most_embedded_slots() -> int:
+    """Give the slots that the embedded cluster has at most: a worker with one thread for each CPU."""
+    n_cpus: int = joblib.cpu_count()
+    return n_cpus
 
 
 def expected_workers() -> int:
