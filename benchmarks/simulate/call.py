@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobfleet._call.state import (
@@ -112,7 +112,7 @@ class _Call:
         self._slots = slots
         self._costs = costs
         self._clock = Clock()
-        self._state = CallState(LIMITS, slots)
+        self._state = CallState(replace(LIMITS, queued=costs.queued), slots)
         self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.batch_size)
         self.cluster = Cluster(self._clock, slots, costs, self._reply, self._cut)
         self._inbox: deque[Event] = deque()

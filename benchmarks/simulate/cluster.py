@@ -53,10 +53,12 @@ class Costs:
     """And for each of joblib's batches..."""
     client_task_s: float = 0.000005
     """...and each task: joblib, pickling, the result."""
+    queued: bool = False
+    """What is beyond the slots waits on the scheduler; else on the workers, where Dask may steal it."""
 
 
 #: Where client, scheduler and workers share the processors, what the former two do is time the tasks do not have.
-ONE_MACHINE = Costs(round_trip_s=0.01, chunk_s=0.005)
+ONE_MACHINE = Costs(round_trip_s=0.01, chunk_s=0.005, queued=True)
 
 
 #: A chunk whose time is over is noticed so long after that, when the worker looks: see `_engine/handing_back.py`.
@@ -116,6 +118,7 @@ class Cluster:
         # Entries are outdated when the number of chunks has changed.
         self._emptiest = [(0, index) for index in range(slots)]
         self._scheduler_free_s = 0.0
+        self._queue: deque[Chunk] = deque()
         self._mean_s: float | None = None
         self.ran: list[tuple[float, float]] = []
         """When tasks of a chunk began, and how long they ran."""
@@ -134,6 +137,9 @@ class Cluster:
             if assigned == self._slots[index].assigned:
                 break
             heapq.heappop(self._emptiest)
+        if assigned and self._costs.queued:
+            self._queue.append(chunk)
+            return
         slot = self._slots[index]
         self._count(slot, index, 1)
         self._clock.at(self._clock.now_s + self._costs.round_trip_s / 4, self._arrive, index, chunk)
@@ -177,6 +183,8 @@ class Cluster:
         """Hear of it in the scheduler."""
         self._count(self._slots[index], index, -1)
         self._mean_s = took_s if self._mean_s is None else (self._mean_s + took_s) / 2
+        if self._queue:
+            self._place(self._queue.popleft())
         self._clock.at(self._clock.now_s + self._costs.round_trip_s / 4, self._done, chunk.number, n_done, took_s)
 
     def _steal(self) -> None:

@@ -193,6 +193,7 @@ class JobfleetBackend(ParallelBackendBase):
             retries=options.retries,
             ahead_per_slot=_ahead_per_slot(self.parallel),
             most_slots=self._slots.most,
+            queued=self._slots.queued,
             no_workers_timeout_s=options.wait_for_workers_timeout,
             return_exceptions=options.return_exceptions,
             help_s=session.help_s,

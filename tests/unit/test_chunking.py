@@ -16,6 +16,7 @@ from jobfleet._call.chunking import (
     MAX_WAITING_S,
     MIN_BATCH,
     MIN_WAITING_S,
+    QUEUED_TARGET_S,
     READY_PER_SLOT_NBYTES,
     TARGET_S,
     TASK_NBYTES,
@@ -220,6 +221,22 @@ def test_chunks_wait_behind_one_another_unless_they_are_long_or_too_short_for_da
     assert sized_by(MAX_WAITING_S * 1.01).chunks_per_slot() == 1
     assert sized_by(MIN_WAITING_S * 1.01).chunks_per_slot() == 2
     assert sized_by(MIN_WAITING_S / GROWTH * 0.99).chunks_per_slot() == 1
+
+
+@pytest.mark.parametrize("each_s", [MIN_WAITING_S / GROWTH / 2, MAX_WAITING_S * 2])
+def test_any_chunk_waits_for_the_first_free_slot_once_durations_are_known(each_s):
+    sizer = ChunkSizer(2, queued=True)
+    sizer.guess(each_s)
+    assert sizer.chunks_per_slot() == 1
+    sizer.observe(1, each_s)
+    assert sizer.chunks_per_slot() == 2
+
+
+def test_a_chunk_that_does_not_wait_behind_another_one_may_last_longer():
+    sizer = ChunkSizer(2, queued=True)
+    for _ in range(3):
+        sizer.observe(sizer.size, sizer.size * 0.01)
+    assert sizer.size * 0.01 == pytest.approx(QUEUED_TARGET_S)
 
 
 def test_a_chunk_is_given_twice_the_time_it_should_take_and_not_less_than_a_moment():

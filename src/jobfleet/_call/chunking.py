@@ -7,6 +7,9 @@ from math import ceil, sqrt
 #: A chunk of this duration hides what it costs to send one (about 7 ms, over the whole system).
 TARGET_S = 0.5
 
+#: It may be longer where what waits gets the first slot that is free. Else it may wait behind the wrong chunk.
+QUEUED_TARGET_S = 1.0
+
 #: Towards the end of the queue chunks get smaller, so that all slots end together, but no shorter than this.
 LEAST_S = 0.02
 
@@ -18,9 +21,9 @@ LEAST_PER_SLOT_S = 0.0005
 LEAST_BEFORE_END_PER_SLOT_S = 0.001
 
 
-def target_s(n_slots: int) -> float:
+def target_s(n_slots: int, queued: bool = False) -> float:
     """Give the duration a chunk should have."""
-    return max(TARGET_S, TARGET_PER_SLOT_S * n_slots)
+    return max(QUEUED_TARGET_S if queued else TARGET_S, TARGET_PER_SLOT_S * n_slots)
 
 
 def least_s(n_slots: int, is_all: bool) -> float:
@@ -34,6 +37,7 @@ LEAST_BUDGET_S = 0.1
 #: A chunk waits on a worker behind another one only if chunks last this long at least and at most. If one of
 #: shorter ones turns out long, Dask never moves what waits behind it (it steals nothing whose duration is below
 #: a hundredth of its latency); behind longer ones the wait itself would be long, and a round trip matters little.
+#: Where it waits on the scheduler it does so for the first free slot, and any chunk may.
 MIN_WAITING_S = 0.02
 MAX_WAITING_S = 1.0
 
@@ -79,6 +83,8 @@ class ChunkSizer:
     ----------
     n_slots
         How many chunks run at once.
+    queued
+        Chunks beyond these wait for the first slot that is free.
 
     Notes
     -----
@@ -87,6 +93,8 @@ class ChunkSizer:
     """
 
     n_slots: int
+    queued: bool
+    """See `Slots.queued`."""
     n_batches: int
     """How many batches joblib makes at a time: as many as it has jobs, whatever slots there now are."""
     size: int
@@ -99,8 +107,9 @@ class ChunkSizer:
     _n_made: int
     _making_s: float
 
-    def __init__(self, n_slots: int) -> None:
+    def __init__(self, n_slots: int, queued: bool = False) -> None:
         self.n_slots = self.n_batches = n_slots
+        self.queued = queued
         self.size = 1
         self.mean_s = None
         self.guessed = False
@@ -118,12 +127,16 @@ class ChunkSizer:
         return max(1, size)
 
     @property
+    def _target_s(self) -> float:
+        return target_s(self.n_slots, self.queued)
+
+    @property
     def ready_size(self) -> int:
         """How many tasks should lie ready for each chunk.
 
         The first chunks are smaller than that, if they are cut by a guess: more must lie ready when they come back.
         """
-        size = self.size if not self.guessed or self.mean_s is None else int(target_s(self.n_slots) / self.mean_s)
+        size = self.size if not self.guessed or self.mean_s is None else int(self._target_s / self.mean_s)
         most_nbytes = max(MAX_READY_NBYTES, READY_PER_SLOT_NBYTES * self.n_slots)
         return max(1, min(size, int(most_nbytes / (self.mean_nbytes + TASK_NBYTES)) // self.n_slots))
 
@@ -159,7 +172,7 @@ class ChunkSizer:
             # The geometric mean follows a fall by a factor of a thousand in a few chunks.
             self.mean_s = sqrt(self.mean_s * mean_s)
         self.mean_nbytes = max(nbytes / n_tasks, self.mean_nbytes / 2)
-        ideal = int(target_s(self.n_slots) / self.mean_s)
+        ideal = int(self._target_s / self.mean_s)
         if self.mean_nbytes:
             ideal = min(ideal, int(MAX_CHUNK_NBYTES / self.mean_nbytes))
         self.size = max(1, min(ideal, self.size * _MAX_GROWTH, _MAX_SIZE))
@@ -187,7 +200,7 @@ class ChunkSizer:
         return max(LEAST_BUDGET_S, 2 * n_tasks * (self.mean_s or 0.0))
 
     def chunks_per_slot(self) -> int:
-        """Give how many chunks a slot has: one runs, and one waits if chunks are known to be short."""
-        if self.mean_s is None or self.guessed or not MIN_WAITING_S <= self.mean_s * self.size <= MAX_WAITING_S:
+        """Give how many chunks a slot has: one runs, and one waits if it is known that it may."""
+        if self.mean_s is None or self.guessed:
             return 1
-        return 2
+        return 2 if self.queued or MIN_WAITING_S <= self.mean_s * self.size <= MAX_WAITING_S else 1

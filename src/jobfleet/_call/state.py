@@ -203,6 +203,8 @@ class CallLimits:
     """How long the call goes on when no worker is left."""
     most_slots: int | None = None
     """See `Slots.most`."""
+    queued: bool = False
+    """See `Slots.queued`."""
     return_exceptions: bool = False
     """What a task has failed with is its result."""
     help_s: float = 0.0
@@ -316,6 +318,7 @@ class CallState:
     def __post_init__(self) -> None:
         self._suspects = runs_by_itself(self.limits.deaths)
         self._first_concurrency = self.sizer.n_slots = self._concurrency(self.slots)
+        self.sizer.queued = self.limits.queued
         self.sizer.n_batches = max(2, self.limits.n_jobs, self._first_concurrency)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
@@ -715,7 +718,7 @@ class CallState:
             # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
             return _SHOWN_PER_SLOT * concurrency if self.limits.n_jobs == -1 else self.limits.n_jobs
         self._shortened &= self._chunks.keys()
-        if self._shortened and self._next_expected_s() < MIN_MOVED_S:
+        if self._shortened and not self.limits.queued and self._next_expected_s() < MIN_MOVED_S:
             return concurrency  # it might wait behind what takes long, and Dask moves no short one
         return min(most, concurrency * self.sizer.chunks_per_slot())
 

@@ -87,6 +87,8 @@ class Slots:
     """On the host that has most."""
     most: int | None = None
     """How many there can be, whatever workers join; None if that is not known."""
+    queued: bool = False
+    """Chunks beyond them wait for the first that is free, and on no worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class DaskEngine:
         client = usable_client(self._find_client(options))
         if (n_embedded := embedded_slots(client)) and not (options.resources or options.workers):
             # All on this host; nobody need be asked.
-            return Slots(n_embedded, n_embedded, most=most_embedded_slots())
+            return Slots(n_embedded, n_embedded, most=most_embedded_slots(), queued=True)
         if not self.depth:
             return cast("Slots", client.sync(_wait_for_slots, client, options))
         # Tasks make many small calls.

@@ -45,15 +45,22 @@ _POLL_S = 0.1
 def _update_graph(self: Any, scheduler: Any, *, annotations: Any, **kwargs: Any) -> None:
     for key in annotations.get("jobfleet", ()):
         task = scheduler.tasks.get(key)
-        if task is not None:
-            # As if it had survived all the deaths that are allowed: at the next one it comes back to the client.
-            task.suspicious = scheduler.allowed_failures
+        if task is None:
+            continue
+        # As if it had survived all the deaths that are allowed: at the next one it comes back to the client.
+        task.suspicious = scheduler.allowed_failures
+        # In Dask's words it produces data: as long as no worker has room for it, it waits on the scheduler, and goes
+        # to the first one that has. Not those of inner calls, see `DaskSession._key`; those with dependencies go where
+        # these are; and without a bound for what is on a worker, Dask would put several on one.
+        keeps = scheduler.WORKER_SATURATION < 2**31 and not task.dependencies and not str(key).startswith("(")
+        if keeps and hasattr(task.run_spec, "_data_producer"):
+            task.run_spec._data_producer = True
 
 
 def _plugin() -> SchedulerPlugin:
     """Make the plugin; of a class that no module holds, so that it travels by value.
 
-    It hands tasks back when their worker dies, and sends replies on, see `replies`.
+    It hands tasks back when their worker dies, keeps those that wait, and sends replies on, see `replies`.
     """
     namespace = {
         "__module__": "_jobfleet_scheduler",
