@@ -37,3 +37,8 @@ print(results.pop({last}), results == [i * i for i in range(N_TASKS) if i != {la
 def test_no_chunk_waits_behind_one_that_takes_long(program, n_jobs, n_tasks, last):
     call = CALL.format(n_jobs=n_jobs, n_tasks=n_tasks, last=last)
     assert program.run_script(call) == f"(0, {n_tasks}) True\n"
+
+
+def test_the_slots_there_can_be_are_those_it_was_started_with(program):
+    body = 'client = embedded_client()\nos.environ["LOKY_MAX_CPU_COUNT"] = "1"\nprint(embedded_slots(client).most)\n'
+    assert program.run_script("from jobfleet._engine.embedded import embedded_slots\n" + body) == "2\n"

@@ -714,7 +714,7 @@ class CallState:
         if self._nested or most == concurrency:
             # While a task waits for its inner ones, a waiting chunk would start more outer tasks than there are slots.
             return concurrency
-        if self._stalled and self.limits.n_jobs >= -1:
+        if self._stalled and self.limits.n_jobs >= -1 and not self.limits.queued:
             # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
             return _SHOWN_PER_SLOT * concurrency if self.limits.n_jobs == -1 else self.limits.n_jobs
         self._shortened &= self._chunks.keys()

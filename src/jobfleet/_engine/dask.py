@@ -31,7 +31,7 @@ from .callers_slot import CallersSlot, callers_slot
 from .connect import usable_client
 from .courier import courier_of
 from .deaths import deaths_of
-from .embedded import embedded_slots, most_embedded_slots
+from .embedded import embedded_slots
 from .overruns import overruns
 from .placement import Placement, Placing, forget_lost, placement_of
 from .silence import Copies, interval_s, silent_keys
@@ -86,9 +86,9 @@ class DaskEngine:
     def slots(self, options: Options) -> Slots:
         """Give the slots, waiting for a first one."""
         client = usable_client(self._find_client(options))
-        if (n_embedded := embedded_slots(client)) and not (options.resources or options.workers):
-            # All on this host; nobody need be asked.
-            return Slots(n_embedded, n_embedded, most=most_embedded_slots(), queued=True)
+        embedded = None if options.resources or options.workers else embedded_slots(client)
+        if embedded is not None and embedded.total:
+            return embedded
         if not self.depth:
             return cast("Slots", client.sync(_wait_for_slots, client, options))
         # Tasks make many small calls.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 
 from ..errors import EmbeddedClusterError
+from .base import Slots
 from .embedded_launch import Launch
 from .embedded_process import forget_lines
 
@@ -76,7 +77,7 @@ def embedded_client() -> Client:
         if _current is not None and _current.is_alive and _current.client is not None:
             return _current.client
         close_embedded()
-        launch = Launch(most_embedded_slots())
+        launch = Launch(joblib.cpu_count())
         try:
             launch.start()
             # The processes import Dask while this one does, which saves a third of the time.
@@ -109,16 +110,12 @@ def is_embedded(client: Client) -> bool:
     return client in _clients
 
 
-def embedded_slots(client: Client) -> int | None:
+def embedded_slots(client: Client) -> Slots | None:
     """Give the slots there are now, without asking anybody; None if `client` is not that of the embedded cluster."""
     cluster = _current
-    return cluster.n_threads if cluster is not None and cluster.client is client else None
-
-
-def most_embedded_slots() -> int:
-    """Give the slots that the embedded cluster has at most: a worker with one thread for each CPU."""
-    n_cpus: int = joblib.cpu_count()
-    return n_cpus
+    if cluster is None or cluster.client is not client:
+        return None
+    return Slots(cluster.n_threads, cluster.n_threads, most=cluster.most_threads, queued=True)
 
 
 def expected_workers() -> int:

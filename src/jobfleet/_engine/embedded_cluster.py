@@ -210,6 +210,11 @@ class EmbeddedCluster:
         return self._scheduler.total_nthreads if self._scheduler is not None else 0
 
     @property
+    def most_threads(self) -> int:
+        """Number of threads of the workers if all are there."""
+        return self._launch.n_workers
+
+    @property
     def failure(self) -> str:
         """What ended the last process that could not become a worker."""
         return self._failure
