@@ -52,7 +52,8 @@ def _update_graph(self: Any, scheduler: Any, *, annotations: Any, **kwargs: Any)
         # In Dask's words it produces data: as long as no worker has room for it, it waits on the scheduler, and goes
         # to the first one that has. Not those of inner calls, see `DaskSession._key`; those with dependencies go where
         # these are; and without a bound for what is on a worker, Dask would put several on one.
-        keeps = scheduler.WORKER_SATURATION < 2**31 and not task.dependencies and not str(key).startswith("(")
+        is_bounded = getattr(scheduler, "WORKER_SATURATION", float("inf")) != float("inf")
+        keeps = is_bounded and not task.dependencies and not str(key).startswith("(")
         if keeps and hasattr(task.run_spec, "_data_producer"):
             task.run_spec._data_producer = True
 
