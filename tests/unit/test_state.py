@@ -933,6 +933,15 @@ def test_what_is_behind_a_task_that_takes_long_runs_elsewhere():
     assert call.forgotten == [6, 2, 3, 4, 5, 0, 1]
 
 
+@pytest.mark.parametrize("n_jobs", [-1, 5])
+def test_nor_does_anything_wait_behind_it_when_nothing_has_come_back_for_long(n_jobs):
+    call = of_a_long_chunk(n_jobs=n_jobs)
+    call.tell(ChunkCut(0, 2))
+    for _ in range(2):
+        call.now_s += 2.0
+        assert sent_tasks(call.slots(2)) == []
+
+
 def test_what_lasts_long_enough_to_be_moved_may_wait_on_a_worker():
     call = of_a_long_chunk()
     call.state.sizer.mean_s = MIN_MOVED_S / 4

@@ -714,12 +714,13 @@ class CallState:
         if self._nested or most == concurrency:
             # While a task waits for its inner ones, a waiting chunk would start more outer tasks than there are slots.
             return concurrency
-        if self._stalled and self.limits.n_jobs >= -1 and not self.limits.queued:
-            # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
-            return _SHOWN_PER_SLOT * concurrency if self.limits.n_jobs == -1 else self.limits.n_jobs
-        self._shortened &= self._chunks.keys()
-        if self._shortened and not self.limits.queued and self._next_expected_s() < MIN_MOVED_S:
-            return concurrency  # it might wait behind what takes long, and Dask moves no short one
+        if not self.limits.queued:
+            self._shortened &= self._chunks.keys()
+            if self._shortened and self._next_expected_s() < MIN_MOVED_S:
+                return concurrency  # it might wait behind what takes long, and Dask moves no short one
+            if self._stalled and self.limits.n_jobs >= -1:
+                # An adaptive cluster grows only for tasks that its scheduler knows of, by what they take together.
+                return _SHOWN_PER_SLOT * concurrency if self.limits.n_jobs == -1 else self.limits.n_jobs
         return min(most, concurrency * self.sizer.chunks_per_slot())
 
     def _most_chunks(self, concurrency: int) -> int:
