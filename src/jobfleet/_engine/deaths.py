@@ -18,7 +18,7 @@ from dask.utils import format_bytes
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from .._ship import package_code
-from . import replies
+from . import replies, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,29 +45,23 @@ _POLL_S = 0.1
 def _update_graph(self: Any, scheduler: Any, *, annotations: Any, **kwargs: Any) -> None:
     for key in annotations.get("jobfleet", ()):
         task = scheduler.tasks.get(key)
-        if task is None:
-            continue
-        # As if it had survived all the deaths that are allowed: at the next one it comes back to the client.
-        task.suspicious = scheduler.allowed_failures
-        # In Dask's words it produces data: as long as no worker has room for it, it waits on the scheduler, and goes
-        # to the first one that has. Not those of inner calls, see `DaskSession._key`; those with dependencies go where
-        # these are; and without a bound for what is on a worker, Dask would put several on one.
-        is_bounded = getattr(scheduler, "WORKER_SATURATION", float("inf")) != float("inf")
-        keeps = is_bounded and not task.dependencies and not str(key).startswith("(")
-        if keeps and hasattr(task.run_spec, "_data_producer"):
-            task.run_spec._data_producer = True
+        if task is not None:
+            # As if it had survived all the deaths that are allowed: at the next one it comes back to the client.
+            task.suspicious = scheduler.allowed_failures
+            self.keep(scheduler, task)
 
 
 def _plugin() -> SchedulerPlugin:
     """Make the plugin; of a class that no module holds, so that it travels by value.
 
-    It hands tasks back when their worker dies, keeps those that wait, and sends replies on, see `replies`.
+    It hands tasks back when their worker dies, keeps those that wait (`waiting`), and sends replies on (`replies`).
     """
     namespace = {
         "__module__": "_jobfleet_scheduler",
         "name": f"jobfleet_{package_code()[0]}_deaths",
         "idempotent": True,
         "update_graph": by_value(_update_graph),
+        "keep": by_value(waiting.keep),
         "start": by_value(replies.start),
         "transition": by_value(replies.transition),
     }

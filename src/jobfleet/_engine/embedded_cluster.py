@@ -274,7 +274,7 @@ class EmbeddedCluster:
     # ------------------------------------------------------------------ the event loop's thread
 
     async def _start_scheduler(self, security: Security) -> str:
-        # A worker's message and its answer take no longer here than the worker takes between two tasks.
+        # A worker has room for one chunk, so others wait for the first slot that is free: see `waiting`.
         with dask.config.set({**CALM_CLOCKS, "distributed.scheduler.worker-saturation": 1.0}):
             scheduler = PrivateScheduler(
                 # Workers come by the first; the client lives in this process, on this very loop.
