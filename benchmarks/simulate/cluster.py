@@ -62,7 +62,7 @@ ONE_MACHINE = Costs(round_trip_s=0.01, chunk_s=0.005, queued=True)
 
 
 #: A chunk whose time is over is noticed so long after that, when the worker looks: see `_engine/handing_back.py`.
-NOTICED_AFTER_S = 0.06
+NOTICED_AFTER_S = 0.02
 
 
 @dataclass

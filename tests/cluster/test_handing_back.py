@@ -1,10 +1,13 @@
 """What waits in a chunk behind a task that takes long is done elsewhere meanwhile."""
 
+import queue
 from collections import Counter
 
 import pytest
+from distributed import Client, LocalCluster
 from joblib import Parallel, delayed, parallel_config
 
+from jobfleet._engine.handing_back import TOPIC, Lookout
 from tests.witness import mark, names, open_gate, pass_gate, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -45,3 +48,40 @@ def test_a_generator_gives_the_others_results_meanwhile(process_client, tmp_path
         others = [next(results) for _ in range(N_TASKS - 1)]
         open_gate(tmp_path / "gate")
         assert sorted([*others, *results]) == [i * i for i in range(N_TASKS)]
+
+
+@pytest.fixture
+def looks():
+    """Give what looks at the chunks of a worker, and what the client hears of it."""
+    heard = queue.Queue()
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.subscribe_topic(TOPIC, lambda event: heard.put((event[1]["key"], event[1]["kept"])))
+        yield Lookout(cluster.workers[0]), heard
+
+
+def test_a_chunk_is_looked_at_when_its_own_time_is_over(looks):
+    lookout, heard = looks
+    with lookout.watch("slow", lambda: None, 3600.0), lookout.watch("quick", lambda: 3, 0.01):
+        assert heard.get(timeout=20) == ("quick", 3)
+    with lookout.watch("next", lambda: 1, 0.0):
+        assert heard.get(timeout=20) == ("next", 1)
+    assert heard.empty()
+
+
+def test_a_chunk_that_began_late_is_looked_at_again(looks):
+    lookout, heard = looks
+    answers = [2, None, None]
+    with lookout.watch("late", answers.pop, 0.0):
+        assert heard.get(timeout=20) == ("late", 2)
+    assert answers == []
+
+
+def test_a_chunk_that_has_ended_gives_nothing_back(looks):
+    lookout, heard = looks
+    with lookout.watch("ended", lambda: 1, 0.3):
+        pass
+    with lookout.watch("running", lambda: 2, 0.6):
+        assert heard.get(timeout=20) == ("running", 2)

@@ -2,10 +2,12 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from joblib import Parallel, delayed, parallel_config
 
+from jobfleet._engine import courier
 from tests.faults.conftest import assert_nothing_is_left
 
 pytestmark = pytest.mark.slow
@@ -66,3 +68,14 @@ def test_the_scheduler_keeps_no_reply(watched):
         results = Parallel(batch_size=1, return_as="generator")(delayed(text)(n) for n in range(20))
         kept = [client.run_on_scheduler(replies_kept) for _ in results]
     assert not has_plugin or set(kept) == {0}
+
+
+def test_a_large_chunk_is_let_go_at_once(watched, monkeypatch):
+    client, _, _ = watched
+    assert_nothing_is_left(client)
+    monkeypatch.setattr(courier, "_LINGER_S", 3600.0)
+    # None of these is so large that it would not go with its task.
+    each = [[np.full(60_000, 3.0 * i + j) for j in range(3)] for i in range(4)]
+    with parallel_config("dask", client=client):
+        assert Parallel(batch_size=1)(delayed(len)(arrays) for arrays in each) == [3] * 4
+    assert_nothing_is_left(client)

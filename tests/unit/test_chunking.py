@@ -232,6 +232,13 @@ def test_any_chunk_waits_for_the_first_free_slot_once_durations_are_known(each_s
     assert sizer.chunks_per_slot() == 2
 
 
+@pytest.mark.parametrize(("queued", "size"), [(False, 20), (True, 30)])
+def test_no_slot_takes_all_of_its_part_at_once(queued, size):
+    sizer = ChunkSizer(2, queued)
+    sizer.observe(1, 0.01)
+    assert sizer.share(80, 0, is_all=True) == size, "of 40"
+
+
 def test_a_chunk_that_does_not_wait_behind_another_one_may_last_longer():
     sizer = ChunkSizer(2, queued=True)
     for _ in range(3):

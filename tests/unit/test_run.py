@@ -79,7 +79,8 @@ def test_a_chunk_whose_time_is_over_says_what_it_keeps():
     place = here()
 
     @contextlib.contextmanager
-    def give_back(kept):
+    def give_back(kept, over_after_s):
+        assert over_after_s > 0.01
         WATCHED.append(kept)
         yield
 

@@ -13,6 +13,13 @@ QUEUED_TARGET_S = 1.0
 #: Towards the end of the queue chunks get smaller, so that all slots end together, but no shorter than this.
 LEAST_S = 0.02
 
+#: No chunk towards the end is more than this part of what is left for each slot, so that those that are slower, or have
+#: the longer tasks, get less of the rest. Where each slot has two chunks, that is both together.
+PART = 0.5
+
+#: It may be more where what waits gets the first slot that is free: fewer chunks, and each costs the processors 7 ms.
+QUEUED_PART = 0.75
+
 #: With many slots chunks last longer: each takes the client and the scheduler some 3 ms, one core for all slots.
 TARGET_PER_SLOT_S = 0.005
 LEAST_PER_SLOT_S = 0.0005
@@ -180,8 +187,8 @@ class ChunkSizer:
     def share(self, n_queued: int, n_sent: int, is_all: bool) -> int:
         """Give how many tasks the next chunk has, when so many wait and so many are on their way or run.
 
-        Up to the size that hides the cost of a chunk: each slot's share for all its chunks, or half of it at a time if
-        no more tasks will come (factoring: Flynn Hummel, Schonberg and Flynn, 1992).
+        Up to the size that hides the cost of a chunk: each slot's share for all its chunks, or a part of it at a time
+        if no more tasks will come (factoring: Flynn Hummel, Schonberg and Flynn, 1992, who halve it).
         """
         if self.mean_s is None:
             return self.size
@@ -193,7 +200,7 @@ class ChunkSizer:
         if self.guessed and part <= 2 * self.size:
             return part  # all goes in one round
         least = min(least, part)
-        return min(self.size, max(least, ceil(n_queued / (2 * self.n_slots))))
+        return min(self.size, max(least, ceil(n_queued * (QUEUED_PART if self.queued else PART) / self.n_slots)))
 
     def budget_s(self, n_tasks: int) -> float:
         """Give how long a chunk of so many tasks may run: however wrong the estimate, it holds up little."""

@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: Results of which a copy came are let go together, so long after the first of them came. Not with the next
 #: submission: the scheduler would tell the workers at once, and then wait 5 ms before it sends them what was submitted.
-#: Others are let go at once: they may be large, and would be computed again if their worker died meanwhile.
-_LINGER_S = 0.25
+#: Others are let go at once: they may be large, and would be computed again if their worker died meanwhile. So are
+#: those whose chunks are large.
+_LINGER_S = 1.0
 
 #: So many collections run at once; the results that come meanwhile are collected together by the next.
 _MAX_COLLECTIONS = 3
@@ -131,12 +132,13 @@ class Courier:
             self._arrivals.update(again)
             self._collect()
 
-    def let_go(self, future: distributed.Future) -> None:
+    def let_go(self, future: distributed.Future, at_once: bool) -> None:
         """Say that a task is not needed any more; one whose reply was brought is let go with others."""
-        if future.key not in self._brought:
+        was_brought = future.key in self._brought
+        self._brought.discard(future.key)
+        if at_once or not was_brought:
             future.release()
             return
-        self._brought.discard(future.key)
         self._done.append(future)
         if self._release_timer is None:
             loop = asyncio.get_running_loop()

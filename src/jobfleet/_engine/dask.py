@@ -474,6 +474,7 @@ class DaskSession:
         assert waiting is not None
         courier = courier_of(self._client)
         sent: list[distributed.Future] = []
+        holds_data = any(isinstance(value, distributed.Future) for value in values)
 
         async def send(key: str, code: bytes | None) -> distributed.Future:
             keywords = self._keywords if code is None else {**self._keywords, "code": code}
@@ -519,7 +520,7 @@ class DaskSession:
                 self._sent.pop(future.key, None)
                 self._overran.pop(future.key, None)
                 self._futures.discard(future)
-                courier.let_go(future)
+                courier.let_go(future, at_once=holds_data)
 
     def _placing_of(self, blob: Blob) -> Placing:
         return self._placement.pinned if blob.pinned else self._placing

@@ -8,6 +8,9 @@ elsewhere; the chunk keeps what it has and the task that runs.
 from __future__ import annotations
 
 import contextlib
+import math
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -18,11 +21,8 @@ if TYPE_CHECKING:
 #: A topic of the scheduler's events.
 TOPIC = "jobfleet-handed-back"
 
-#: How often a worker looks.
+#: How often a worker looks at a chunk whose time is over, or nearly so.
 _LOOK_S = 0.1
-
-#: So many looks that find no chunk end the looking.
-_IDLE_LOOKS = 10
 
 
 class Lookout:
@@ -30,49 +30,72 @@ class Lookout:
 
     Notes
     -----
-    `watch` is called by task threads, `_look` by the worker's event loop.
+    `watch` is called by task threads, `_look` by the worker's event loop. That is woken no more often than it must be:
+    while a task computes, each time it takes the interpreter from it.
     """
 
-    _chunks: dict[str, Callable[[], int | None]]
+    _chunks: dict[str, tuple[Callable[[], int | None], float]]
+    """What says how many tasks a chunk keeps, and when it is to be asked."""
+    _next_s: float
+    """When `_look` is due."""
 
     def __init__(self, worker: distributed.Worker) -> None:
         # The worker is the key under which this is found: it must not be held.
         self._worker = weakref.ref(worker)
+        self._lock = threading.Lock()
         self._chunks = {}
-        self._looks = False
-        self._n_idle = 0
+        self._next_s = math.inf
 
     @contextlib.contextmanager
-    def watch(self, key: str, kept: Callable[[], int | None]) -> Iterator[None]:
-        """Give back tasks of a chunk as soon as `kept` gives how many of them, from the first on, it keeps."""
-        self._chunks[key] = kept
-        self._start()
+    def watch(self, key: str, kept: Callable[[], int | None], over_after_s: float) -> Iterator[None]:
+        """Give back tasks of a chunk as soon as `kept` gives how many of them, from the first on, it keeps.
+
+        That is when it has run for `over_after_s`, or somewhat later.
+        """
+        self._ask(key, kept, over_after_s)
         try:
             yield
         finally:
-            self._chunks.pop(key, None)
+            with self._lock:
+                self._chunks.pop(key, None)
 
-    def _start(self) -> None:
-        worker = self._worker()
-        if worker is not None and not self._looks:
-            self._looks = True
-            worker.loop.add_callback(self._look)
-
-    def _look(self) -> None:
-        worker = self._worker()
+    def _ask(self, key: str, kept: Callable[[], int | None], in_s: float) -> None:
+        worker, due_s = self._worker(), time.monotonic() + in_s
         if worker is None:
             return
-        for key, kept in list(self._chunks.items()):
+        with self._lock:
+            self._chunks[key] = kept, due_s
+            is_first = due_s < self._next_s
+            self._next_s = min(due_s, self._next_s)
+        if is_first:
+            worker.loop.add_callback(self._look_at, due_s)
+
+    def _look_at(self, due_s: float) -> None:
+        worker = self._worker()
+        if worker is not None:
+            worker.loop.call_later(max(0.0, due_s - time.monotonic()), self._look, due_s)
+
+    def _look(self, due_s: float) -> None:
+        """Look at the chunks whose time has come, unless a look was due before."""
+        worker, now_s = self._worker(), time.monotonic()
+        with self._lock:
+            if worker is None or due_s != self._next_s:
+                return
+            asked = {key: kept for key, (kept, due_s) in self._chunks.items() if due_s <= now_s}
+        for key, kept in asked.items():
             n_kept = kept()
-            if n_kept is not None and self._chunks.pop(key, None) is not None:
-                worker.log_event(TOPIC, {"key": key, "kept": n_kept})
-        self._n_idle = 0 if self._chunks else self._n_idle + 1
-        if self._n_idle < _IDLE_LOOKS:
-            worker.loop.call_later(_LOOK_S, self._look)
-            return
-        self._looks, self._n_idle = False, 0
-        if self._chunks:  # it came meanwhile, when this still looked
-            self._start()
+            with self._lock:
+                if key not in self._chunks:
+                    continue
+                if n_kept is None:
+                    self._chunks[key] = kept, now_s + _LOOK_S
+                    continue
+                del self._chunks[key]
+            worker.log_event(TOPIC, {"key": key, "kept": n_kept})
+        with self._lock:
+            self._next_s = next_s = min((due_s for _, due_s in self._chunks.values()), default=math.inf)
+        if next_s < math.inf:
+            self._look_at(next_s)
 
 
 _lookouts: weakref.WeakKeyDictionary[distributed.Worker, Lookout] = weakref.WeakKeyDictionary()

@@ -63,7 +63,7 @@ class TaskPlace:
     def report_start(self, position: int) -> None:
         """Do nothing: where a death of this process would be the client's own, nobody asks."""
 
-    def give_back(self, kept: Callable[[], int | None]) -> contextlib.AbstractContextManager[None]:
+    def give_back(self, kept: Callable[[], int | None], over_after_s: float) -> contextlib.AbstractContextManager[None]:
         """Do nothing: there is no other place where the tasks could go."""
         return contextlib.nullcontext()
 

@@ -42,9 +42,9 @@ class DaskPlace(TaskPlace):
             watch, limit, self._region, worker.loop.call_later, lambda: worker.loop.add_callback(overdue.end)
         )
 
-    def give_back(self, kept: Callable[[], int | None]) -> AbstractContextManager[None]:
+    def give_back(self, kept: Callable[[], int | None], over_after_s: float) -> AbstractContextManager[None]:
         """Give back what is behind a task that takes long; `kept` gives how many tasks are not, once that is so."""
-        return lookout_of(distributed.get_worker()).watch(thread_state.key, kept)
+        return lookout_of(distributed.get_worker()).watch(thread_state.key, kept, over_after_s)
 
     def report_start(self, position: int) -> None:
         """Tell the scheduler that a task of the chunk starts; returns when it knows."""

@@ -57,10 +57,10 @@ class Place(Protocol):
     def limit(self, limit: TimeLimit) -> None:
         """Interrupt a task that takes longer than it may."""
 
-    def give_back(self, kept: Callable[[], int | None]) -> AbstractContextManager[None]:
+    def give_back(self, kept: Callable[[], int | None], over_after_s: float) -> AbstractContextManager[None]:
         """Let the client have what is behind a task that takes long.
 
-        `kept` gives how many of the chunk's tasks are not, as soon as no further one is begun.
+        `kept` gives how many of the chunk's tasks are not, as soon as no further one is begun: after so many seconds.
         """
 
     def report_start(self, position: int) -> None:
@@ -134,14 +134,15 @@ def run_chunk(
         # If the one that runs ends just now, and is counted, none is begun after it all the same.
         return results.count + 1 if stops.is_over() else None
 
-    # Of a watched chunk all is left together.
-    may_give_back = request.budget_s is not None and not request.report_every
+    give_back: AbstractContextManager[None] = nullcontext()
+    if request.budget_s is not None and not request.report_every:  # of a watched chunk all is left together
+        give_back = place.give_back(kept, stops.over_after_s + 10 * _LOOK_S)  # it begins a little before the tasks
     started = time.perf_counter()
     with (
         capture or nullcontext(),
         limited(spec.inner_max_num_threads, place.default_threads(spec)),
         place.nested(spec, request.deaths, lambda: results.count) as (renew, was_used),
-        place.give_back(kept) if may_give_back else nullcontext(),
+        give_back,
     ):
 
         def run_tasks() -> None:
@@ -217,12 +218,14 @@ class _Stops:
             self._started = now
         return self._cancelled() or now - self._started > self._budget_s
 
-    def is_over(self) -> bool:
-        """Whether no task is begun any more because the time is over, seen by another thread.
+    @property
+    def over_after_s(self) -> float:
+        """When `is_over`: the last look may have been somewhat before the time was over, and holds for a while."""
+        return self._budget_s + 10 * _LOOK_S
 
-        That the last look may have been somewhat before the end, and holds for a while, is counted in.
-        """
-        return self._started is not None and time.perf_counter() - self._started > self._budget_s + 10 * _LOOK_S
+    def is_over(self) -> bool:
+        """Whether no task is begun any more because the time is over, seen by another thread."""
+        return self._started is not None and time.perf_counter() - self._started > self.over_after_s
 
 
 @functools.lru_cache(maxsize=64)
