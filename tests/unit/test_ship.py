@@ -206,6 +206,25 @@ def test_import_jobfleet_gives_what_was_sent(worker):
     assert all(same)
 
 
+def test_a_process_that_uses_the_same_source_itself_has_it_once(packages):
+    def look(private):
+        import importlib
+        import sys
+
+        same = [
+            importlib.import_module(f"jobfleet{rest}") is importlib.import_module(private + rest)
+            for rest in ("", ".errors", "._worker.run", "._entry")
+        ]
+        return same, sys.modules["jobfleet"].__name__
+
+    process = WorkerProcess(packages, Path(jobfleet.__file__).parents[1])
+    try:
+        process.call(importlib.import_module, "jobfleet")
+        assert read(process.run([encode(look, PRIVATE)])) == [([True] * 4, "jobfleet")]
+    finally:
+        process.close()
+
+
 def test_what_does_not_exist_is_not_found_under_either_name(worker):
     def look(private):
         import importlib
