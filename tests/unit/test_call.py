@@ -6,6 +6,7 @@ import gc
 import pickle
 import queue
 import threading
+import time
 import warnings
 import weakref
 
@@ -323,9 +324,10 @@ def test_tasks_are_made_however_much_news_there_is():
 class Watchful(Engine):
     """Answer from another thread; the second chunk once it has been seen whether more tasks are made meanwhile."""
 
-    def __init__(self, pulled):
+    def __init__(self, pulled, patience_s):
         super().__init__(lambda chunk: run_here(chunk, here()))
         self.pulled = pulled
+        self.patience_s = patience_s
         self.n_sent = 0
         self.made_meanwhile = None
         self.caller_waits = threading.Event()
@@ -348,12 +350,15 @@ class Watchful(Engine):
         done(self.answer(first))
         while (sent := self.chunks.get()) is not None:
             if self.made_meanwhile is None:
-                self.made_meanwhile = self.pulled.wait(0.2)
+                self.made_meanwhile = self.pulled.wait(self.patience_s)
             chunk, done = sent
             done(self.answer(chunk))
 
 
-def triple(x):
+def triple(x, in_s=0.0):
+    until_s = time.perf_counter() + in_s
+    while time.perf_counter() < until_s:
+        pass
     return 3 * x
 
 
@@ -362,13 +367,31 @@ def test_a_reply_is_waited_for_before_more_tasks_are_made(monkeypatch):
     pulled = threading.Event()
 
     def calls():
-        for i in range(500):
+        for i in range(100):
             pulled.set()
+            yield delayed(triple)(i, in_s=0.005)
+
+    engine = Watchful(pulled, patience_s=0.2)
+    assert parallel(engine)(calls()) == [3 * i for i in range(100)]
+    assert engine.made_meanwhile is False
+    engine.chunks.put(None)
+    engine.thread.join()
+
+
+def test_no_reply_is_waited_for_where_tasks_take_longer_to_make_than_to_do(monkeypatch):
+    monkeypatch.setattr(call_module, "_GIVE_WAY_S", 5.0)
+    all_pulled = threading.Event()
+
+    def calls():
+        for i in range(100):
+            triple(i, in_s=0.002)
+            if i == 99:
+                all_pulled.set()
             yield delayed(triple)(i)
 
-    engine = Watchful(pulled)
-    assert parallel(engine)(calls()) == [3 * i for i in range(500)]
-    assert engine.made_meanwhile is False
+    engine = Watchful(all_pulled, patience_s=3.0)
+    assert parallel(engine)(calls()) == [3 * i for i in range(100)]
+    assert engine.made_meanwhile is True
     engine.chunks.put(None)
     engine.thread.join()
 

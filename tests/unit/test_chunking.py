@@ -20,6 +20,7 @@ from jobfleet._call.chunking import (
     READY_PER_SLOT_NBYTES,
     TARGET_S,
     TASK_NBYTES,
+    YIELDED_S,
     ChunkSizer,
     target_s,
 )
@@ -124,6 +125,28 @@ def test_what_lies_ready_does_not_fill_the_clients_memory(slots, task_nbytes):
     most = max(MAX_READY_NBYTES, READY_PER_SLOT_NBYTES * slots)
     assert sizer.ready_size == 1 or sizer.ready_size * slots * each <= most
     assert sizer.ready_size == sizer.size or (sizer.ready_size + 1) * slots * each > most
+
+
+@pytest.mark.parametrize(
+    ("task_s", "nbytes", "most"), [(1e-5, 0, 2 * YIELDED_S / 1e-5), (1e-5, 2**18, 64), (1.0, 0, 0)]
+)
+def test_as_much_lies_ready_to_be_yielded_as_slots_do_while_joblib_does_not_look(task_s, nbytes, most):
+    sizer = ChunkSizer(2)
+    assert sizer.yielded_batches == 0
+    for _ in range(60):
+        sizer.observe(sizer.size, sizer.size * task_s, nbytes * sizer.size)
+    assert most - sizer.batch_size < sizer.yielded_batches * sizer.batch_size <= most
+
+
+@pytest.mark.parametrize("slots", [1, 10])
+def test_it_is_known_whether_tasks_take_longer_to_make_than_to_do(slots):
+    sizer = ChunkSizer(slots)
+    sizer.observe_making(10, 10 * 0.002 + BATCH_S)
+    assert not sizer.is_fed_slowly, "nothing is known of the tasks"
+    sizer.observe(1, slots * 0.0021)
+    assert not sizer.is_fed_slowly
+    sizer.observe_making(10, 10 * 0.003 + BATCH_S)
+    assert sizer.is_fed_slowly
 
 
 def test_nor_for_what_takes_long_to_make():

@@ -750,6 +750,16 @@ def test_results_that_nobody_takes_are_held_back(ordered):
     assert call.delivered == list(range(9))
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_more_results_lie_ready_where_tasks_are_shorter_than_joblibs_looks_are_apart(ordered):
+    call = Call(slots=2, streamed=True, ordered=ordered).knows_tasks_to_be(2e-6)
+    for _ in range(9):
+        call.arrive(1)
+    while call.sent:
+        call.reply(next(iter(call.sent.values())), each_s=2e-6)
+    assert call.delivered == list(range(9))
+
+
 def test_results_of_a_call_that_gives_a_list_are_never_held_back():
     assert run_ahead(Call(slots=1, streamed=False), 50) == list(range(50))
 

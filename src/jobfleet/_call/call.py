@@ -309,8 +309,11 @@ class ParallelCall:
         return not self._n_submitted or awaits_results(self._setup.parallel)
 
     def _gives_way(self) -> bool:
-        """Let the event loop have the interpreter before more tasks are made; gives whether there is news to act on."""
-        if not self._sent or self._gave_way:
+        """Let the event loop have the interpreter before more tasks are made; gives whether there is news to act on.
+
+        Not where making tasks is what takes longest: slots wait whatever the loop does, and fewer chunks take less.
+        """
+        if not self._sent or self._gave_way or self._state.sizer.is_fed_slowly:
             self._gave_way = False
             return False
         overdue = self._state.awaits_replies(time.monotonic())

@@ -65,7 +65,7 @@ MAKING_S = 0.02
 MAKING_PER_SLOT_S = 0.0002
 
 #: ...and have no more tasks together, which the garbage collector must look at...
-MAX_DISPATCHED = 2048
+MAX_DISPATCHED = 1024
 
 #: ...unless they would have less than this each. A batch costs joblib and the driver so much beside its tasks, which
 #: cost them some 4 us each.
@@ -77,6 +77,9 @@ BATCH_S = 0.00006
 MAX_READY_NBYTES = 16 * 2**20
 READY_PER_SLOT_NBYTES = 8192
 TASK_NBYTES = 200
+
+#: joblib looks for results to yield every 10 ms: what slots do in that time may lie ready for it, and as much again.
+YIELDED_S = 0.02
 
 _MAX_GROWTH = 256
 _MAX_SIZE = 10_000
@@ -159,6 +162,19 @@ class ChunkSizer:
         """
         self._n_made += n_tasks
         self._making_s += max(0.0, seconds - BATCH_S)
+
+    @property
+    def yielded_batches(self) -> int:
+        """How many of joblib's batches may lie ready to be yielded, if tasks are that short."""
+        if self.mean_s is None:
+            return 0
+        n_tasks = min(YIELDED_S * self.n_slots / self.mean_s, MAX_READY_NBYTES / (self.mean_nbytes + TASK_NBYTES))
+        return int(n_tasks) // self.batch_size
+
+    @property
+    def is_fed_slowly(self) -> bool:
+        """Whether the slots do tasks faster than the client makes them."""
+        return self.mean_s is not None and self._making_s * self.n_slots > self.mean_s * self._n_made
 
     def guess(self, mean_s: float) -> None:
         """Take what a task is likely to last, before any has run."""

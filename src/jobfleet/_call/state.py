@@ -626,7 +626,7 @@ class CallState:
 
     def _lookahead(self) -> int:
         """Give how many batches of results may wait for the consumer."""
-        return 2 * self._concurrency(self.slots)
+        return max(2 * self._concurrency(self.slots), self.sizer.yielded_batches)
 
     def _pop(self, number: int) -> Deliver:
         batch = self._batches[number]
