@@ -1,6 +1,7 @@
 """What waits in a chunk behind a task that takes long is done elsewhere meanwhile."""
 
 import queue
+import threading
 from collections import Counter
 
 import pytest
@@ -53,12 +54,21 @@ def test_a_generator_gives_the_others_results_meanwhile(process_client, tmp_path
 @pytest.fixture
 def looks():
     """Give what looks at the chunks of a worker, and what the client hears of it."""
-    heard = queue.Queue()
+    heard, subscribed = queue.Queue(), threading.Event()
+
+    def hear(event):
+        if event[1]["key"] == "probe":
+            subscribed.set()
+        else:
+            heard.put((event[1]["key"], event[1]["kept"]))
+
     with (
         LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        client.subscribe_topic(TOPIC, lambda event: heard.put((event[1]["key"], event[1]["kept"])))
+        client.subscribe_topic(TOPIC, hear)
+        while not subscribed.wait(0.05):  # nobody says when the scheduler knows of it
+            client.log_event(TOPIC, {"key": "probe"})
         yield Lookout(cluster.workers[0]), heard
 
 
