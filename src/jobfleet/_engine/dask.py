@@ -45,6 +45,10 @@ _WATCH_INTERVAL_S = 1.0
 #: How often a chunk looks whether its client has found the scheduler again.
 _RECONNECT_LOOK_S = 0.1
 
+#: How long a worker that is about to end its process is waited for, and how often it is looked for. It takes 50 ms.
+_LEAVE_DEADLINE_S = 2.0
+_LEAVE_LOOK_S = 0.05
+
 #: How often a chunk is sent again because a worker lacks its buffers or this package.
 _MAX_SENDINGS = 20
 
@@ -545,6 +549,8 @@ class DaskSession:
 
     async def _lost(self, error: BaseException, chunk: PackedChunk) -> Lost:
         if isinstance(error, Overran):
+            if error.ends:
+                await self._has_left(error.worker)
             return Lost(LostKind.OVERRUN, error, error.position)
         kind = self._kind(error, chunk)
         if not isinstance(error, distributed.scheduler.KilledWorker):
@@ -553,6 +559,13 @@ class DaskSession:
         started, before = await self._deaths.seen(error.task)
         cause = "" if started is None else await self._deaths.cause(error.last_worker)
         return Lost(kind, error, started, deaths, cause, before)
+
+    async def _has_left(self, worker: str) -> None:
+        """Wait for a worker that is about to end: the rest of the chunk, sent again, might begin there."""
+        until_s = time.monotonic() + _LEAVE_DEADLINE_S
+        with contextlib.suppress(Exception):  # a lost scheduler is reported by the chunks that are sent
+            while time.monotonic() < until_s and worker in (await self._client.scheduler.identity())["workers"]:
+                await asyncio.sleep(_LEAVE_LOOK_S)
 
     def _kind(self, error: BaseException, chunk: PackedChunk) -> LostKind:
         """Translate what Dask raised: the only place that does."""
