@@ -30,8 +30,8 @@ def run_chunk(digest: str, request: Any, *values: Any, code: bytes | None = None
             if own.package_code()[0] == digest:
                 own.bootstrap()
                 entry = importlib.import_module(name + "._entry")
-        except (ImportError, AttributeError):
-            pass  # a release that has another structure
+        except Exception:
+            pass  # a release that is made otherwise
     # Another thread may have it half imported; importing it waits for that thread.
     if not hasattr(entry, "run"):
         if code is None:

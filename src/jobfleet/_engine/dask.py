@@ -33,7 +33,7 @@ from .courier import courier_of
 from .deaths import deaths_of
 from .embedded import embedded_slots
 from .overruns import overruns
-from .placement import Placement, Placing, forget_lost, placement_of
+from .placement import Placement, Placing, forget_lost, placement_of, while_there
 from .silence import Copies, interval_s, silent_keys
 
 #: A chunk larger than this does not travel inside the task graph, which the scheduler keeps.
@@ -45,7 +45,8 @@ _WATCH_INTERVAL_S = 1.0
 #: How often a chunk looks whether its client has found the scheduler again.
 _RECONNECT_LOOK_S = 0.1
 
-#: How long a worker that is about to end its process is waited for, and how often it is looked for. It takes 50 ms.
+#: How long a worker that is about to end its process is waited for, and how often it is looked for. It takes some
+#: 50 ms, and stays if the task has ended by itself after all.
 _LEAVE_DEADLINE_S = 2.0
 _LEAVE_LOOK_S = 0.05
 
@@ -562,10 +563,8 @@ class DaskSession:
 
     async def _has_left(self, worker: str) -> None:
         """Wait for a worker that is about to end: the rest of the chunk, sent again, might begin there."""
-        until_s = time.monotonic() + _LEAVE_DEADLINE_S
-        with contextlib.suppress(Exception):  # a lost scheduler is reported by the chunks that are sent
-            while time.monotonic() < until_s and worker in (await self._client.scheduler.identity())["workers"]:
-                await asyncio.sleep(_LEAVE_LOOK_S)
+        with contextlib.suppress(Exception):  # it has gone, or the scheduler has, which the chunks in flight report
+            await while_there(self._client, worker, asyncio.sleep(_LEAVE_DEADLINE_S), _LEAVE_LOOK_S)
 
     def _kind(self, error: BaseException, chunk: PackedChunk) -> LostKind:
         """Translate what Dask raised: the only place that does."""

@@ -52,15 +52,15 @@ class Lookout:
 
         That is when it has run for `over_after_s`, or somewhat later.
         """
-        self._ask(key, kept, over_after_s)
+        self._add(key, kept, time.monotonic() + over_after_s)
         try:
             yield
         finally:
             with self._lock:
                 self._chunks.pop(key, None)
 
-    def _ask(self, key: str, kept: Callable[[], int | None], in_s: float) -> None:
-        worker, due_s = self._worker(), time.monotonic() + in_s
+    def _add(self, key: str, kept: Callable[[], int | None], due_s: float) -> None:
+        worker = self._worker()
         if worker is None:
             return
         with self._lock:
@@ -81,19 +81,17 @@ class Lookout:
         with self._lock:
             if worker is None or due_s != self._next_s:
                 return
-            asked = {key: kept for key, (kept, due_s) in self._chunks.items() if due_s <= now_s}
-        for key, kept in asked.items():
-            n_kept = kept()
-            with self._lock:
-                if key not in self._chunks:
+            for key, (kept, over_s) in list(self._chunks.items()):
+                if over_s > now_s:
                     continue
+                n_kept = kept()
                 if n_kept is None:
                     self._chunks[key] = kept, now_s + _LOOK_S
-                    continue
-                del self._chunks[key]
-            worker.log_event(TOPIC, {"key": key, "kept": n_kept})
-        with self._lock:
-            self._next_s = next_s = min((due_s for _, due_s in self._chunks.values()), default=math.inf)
+                else:
+                    del self._chunks[key]
+                    worker.log_event(TOPIC, {"key": key, "kept": n_kept})
+            self._next_s = min((over_s for _, over_s in self._chunks.values()), default=math.inf)
+            next_s = self._next_s
         if next_s < math.inf:
             self._look_at(next_s)
 

@@ -70,8 +70,10 @@ def placement_of(client: distributed.Client) -> Placement:
         return placement
 
 
-async def while_there(client: distributed.Client, worker: str, answer: Awaitable[T]) -> T:
+async def while_there(client: distributed.Client, worker: str, answer: Awaitable[T], look_s: float = _LOOK_S) -> T:
     """Wait for what a worker answers: Dask tries for half a minute to reach one that has died.
+
+    Whether it has is looked every `look_s` seconds.
 
     Raises
     ------
@@ -80,7 +82,7 @@ async def while_there(client: distributed.Client, worker: str, answer: Awaitable
     """
     answering = asyncio.ensure_future(answer)
     try:
-        while not (await asyncio.wait([answering], timeout=_LOOK_S))[0]:
+        while not (await asyncio.wait([answering], timeout=look_s))[0]:
             if worker not in (await client.scheduler.identity())["workers"]:
                 raise CommClosedError(f"{worker} has gone")
         return answering.result()
