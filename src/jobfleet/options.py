@@ -78,7 +78,9 @@ class Options:
         error is a `TaskTimeoutError`, for which `retries` are, too. The calls that a task makes are part of it.
     worker_ttl
         Seconds after which the tasks of a worker that gives no sign of life run on another one too; None: never.
-        Whichever answers first counts.
+        Whichever answers first counts. At least two and a half times as long as Dask has workers wait between two
+        signs: 0.5 s with up to ten workers, 2 s with a hundred and on the cluster that jobfleet starts itself, 6 s
+        with a thousand.
     initializer, initargs
         Called as ``initializer(*initargs)`` once in each worker process.
     workers, allow_other_workers, resources, priority, fifo_timeout

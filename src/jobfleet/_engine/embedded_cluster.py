@@ -84,24 +84,52 @@ class RestartPolicy:
 
 
 class PrivateScheduler(Scheduler):
-    """A scheduler without an HTTP server, whose pages everyone on the machine could read."""
+    """A scheduler without an HTTP server, whose pages everyone on the machine could read, and with little to do."""
+
+    #: How often workers say that they live, where Dask would not have them do so less often: up to ten of them do it
+    #: twice a second. Here their processes are watched, and only one that is frozen is noticed by it.
+    heartbeat_s = 2.0
 
     def start_http_server(self, *args: object, **kwargs: object) -> None:
         """Start nothing."""
 
+    def heartbeat_worker(self, **kwargs: Any) -> dict[str, Any]:
+        """Take note of a worker's state, and tell it when to come again."""
+        reply: dict[str, Any] = super().heartbeat_worker(**kwargs)
+        if "heartbeat-interval" in reply:
+            reply["heartbeat-interval"] = max(self.heartbeat_s, reply["heartbeat-interval"])
+        return reply
 
-class _Arrivals(SchedulerPlugin):
-    """Tell the cluster which workers the scheduler has."""
+
+class _Watch(SchedulerPlugin):
+    """Tell the cluster which workers the scheduler has, and have Dask move tasks only where one waits on a worker.
+
+    Dask looks for such tasks ten times a second. Mostly there are none, since what waits does so on the scheduler.
+    """
 
     name = "jobfleet-embedded"
     cluster: EmbeddedCluster
+    _scheduler: Scheduler
 
-    def __init__(self, cluster: EmbeddedCluster) -> None:
+    def __init__(self, cluster: EmbeddedCluster, scheduler: Scheduler) -> None:
         self.cluster = cluster
+        self._scheduler = scheduler
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         scheduler.stream_comms[worker].interval = SEND_INTERVAL_S
         self.cluster.on_arrival(str(scheduler.workers[worker].name))
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if "processing" not in (start, finish):
+            return
+        looking = self._scheduler.periodic_callbacks.get("stealing")
+        if looking is None:  # switched off in the user's configuration
+            return
+        waits = any(len(worker.processing) > worker.nthreads for worker in self._scheduler.workers.values())
+        if waits and not looking.is_running():
+            looking.start()
+        elif looking.is_running() and not waits:
+            looking.stop()
 
 
 class _LoopQuiet(logging.Filter):
@@ -290,9 +318,11 @@ class EmbeddedCluster:
         # Configured for other clusters. A worker that is busy in C code for minutes sends no
         # heartbeat, and must not be declared dead: its process is watched here.
         scheduler.idle_timeout = None
+        scheduler.no_workers_timeout = None
         scheduler.worker_ttl = None
-        scheduler.periodic_callbacks.pop("worker-ttl", None)
-        scheduler.add_plugin(_Arrivals(self))
+        for unused in ("worker-ttl", "idle-timeout", "no-workers-timeout"):
+            scheduler.periodic_callbacks.pop(unused, None)
+        scheduler.add_plugin(_Watch(self, scheduler))
         # Put there for `Client.upload_file`; the user's own modules come first in his process.
         with contextlib.suppress(ValueError):
             sys.path.remove(scheduler.local_directory)

@@ -28,7 +28,10 @@ def interval_s(worker_ttl: float) -> float:
 
 
 async def silent_keys(client: Client, worker_ttl: float) -> list[str]:
-    """Give those of the client's tasks that are on workers which have been silent for so many seconds, or only were."""
+    """Give those of the client's tasks that are on workers which have been silent for so many seconds, or only were.
+
+    A worker is not silent before it has left out two signs of life.
+    """
     keys: list[str] = await client._run_on_scheduler(by_value(_silent_keys), client.id, worker_ttl)
     return keys
 
@@ -37,17 +40,23 @@ def _silent_keys(client: Any, worker_ttl: Any, dask_scheduler: Any) -> Any:
     """Run on the scheduler, which has nothing of ours: uses nothing but its arguments."""
     import time
 
+    from distributed.scheduler import heartbeat_interval
+
+    # The more workers, the less often each gives a sign of life: of ten thousand, once in 51 s.
+    often_s = max(getattr(dask_scheduler, "heartbeat_s", 0.0), heartbeat_interval(len(dask_scheduler.workers)))
+    silent_s = max(worker_ttl, 2.5 * often_s)
+
     def revived(address: Any) -> None:
         worker = dask_scheduler.workers.get(address)
         if worker is None or worker.status.name != "paused":
             return
-        if time.time() - worker.last_seen > worker_ttl:
+        if time.time() - worker.last_seen > silent_s:
             dask_scheduler.loop.call_later(0.5, revived, address)
         else:
             dask_scheduler.handle_worker_status_change("running", address, f"jobfleet-revived-{time.time()}")
 
     def is_silent(worker: Any) -> bool:
-        return bool(time.time() - worker.last_seen > worker_ttl)
+        return bool(time.time() - worker.last_seen > silent_s)
 
     keys = []
     for address, worker in list(dask_scheduler.workers.items()):
