@@ -201,6 +201,10 @@ class Reply(_Message):
     """Address of the worker, for messages."""
     seconds: float
     """Time the tasks took, measured on the worker."""
+    squares_s2: float
+    """Sum of the squares of each task's time, those that are shorter than 1 ms measured several together..."""
+    n_timed: int
+    """...and how many such times there are."""
     results: tuple[tuple[Any, ...], ...]
     """In order: ``(MANY, count, pickled list)`` or ``(ONE, pickle, number of buffers)``."""
     failure: tuple[Any, ...] | None

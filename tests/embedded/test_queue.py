@@ -39,6 +39,77 @@ def test_no_chunk_waits_behind_one_that_takes_long(program, n_jobs, n_tasks, las
     assert program.run_script(call) == f"(0, {n_tasks}) True\n"
 
 
+IN_ORDER = """
+from joblib import Parallel, delayed, parallel_config
+
+def busy(i):
+    began = time.perf_counter()
+    while time.perf_counter() < began + 0.001:
+        pass
+    return os.getpid(), began, i
+
+with parallel_config("dask", n_jobs=2):
+    for _ in range(6):
+        results = Parallel()(delayed(busy)(i) for i in range(500))
+        for slot in {result[0] for result in results}:
+            order = [i for pid, _, i in sorted(results) if pid == slot]
+            assert order == sorted(order), order
+"""
+
+
+def test_chunks_begin_in_the_order_of_their_tasks(program):
+    """The last are the smallest, since slots are to end together: a large one must not come after these."""
+    program.run_script(IN_ORDER)
+
+
+STEALING = """
+from distributed import Event
+
+def is_looking(dask_scheduler):
+    return dask_scheduler.periodic_callbacks["stealing"].is_running()
+
+client = embedded_client()
+first = client.submit(os.getpid, key="first")
+first.result()
+print(client.run_on_scheduler(is_looking))
+address = list(client.scheduler_info()["workers"])[0]
+held = [client.submit(lambda i: Event("go").wait(20), i, workers=[address], key=f"held-{i}") for i in range(2)]
+while len(client.processing()[address]) < 2:
+    time.sleep(0.01)
+print(client.run_on_scheduler(is_looking))
+Event("go", client=client).set()
+print(client.gather(held), client.run_on_scheduler(is_looking))
+"""
+
+
+def test_dask_looks_for_tasks_to_move_only_while_one_waits_on_a_worker(program):
+    assert program.run_script(STEALING) == "False\nTrue\n[True, True] False\n"
+
+
+ALIVE = """
+import logging
+from joblib import Parallel, delayed, parallel_config
+
+class Shown(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage())
+
+def interval_ms(dask_worker):
+    return dask_worker.periodic_callbacks["heartbeat"].callback_time
+
+logging.getLogger("jobfleet").addHandler(Shown())
+client = embedded_client()
+while set(client.run(interval_ms).values()) != {2000}:
+    time.sleep(0.05)
+with parallel_config("dask", worker_ttl=1):
+    print(Parallel(batch_size=1)(delayed(time.sleep)(5) for _ in range(2)))
+"""
+
+
+def test_workers_seldom_say_that_they_live_and_are_not_taken_for_silent(program):
+    assert program.run_script(ALIVE) == "[None, None]\n"
+
+
 def test_the_slots_there_can_be_are_those_it_was_started_with(program):
     body = 'client = embedded_client()\nos.environ["LOKY_MAX_CPU_COUNT"] = "1"\nprint(embedded_slots(client).most)\n'
     assert program.run_script("from jobfleet._engine.embedded import embedded_slots\n" + body) == "2\n"

@@ -8,6 +8,7 @@ from jobfleet._call.chunking import (
     BATCH_S,
     GUESSED_S,
     LEAST_BUDGET_S,
+    LEAST_TIMED,
     MAKING_PER_SLOT_S,
     MAKING_S,
     MAX_CHUNK_NBYTES,
@@ -16,6 +17,7 @@ from jobfleet._call.chunking import (
     MAX_WAITING_S,
     MIN_BATCH,
     MIN_WAITING_S,
+    QUEUED_PART,
     QUEUED_TARGET_S,
     READY_PER_SLOT_NBYTES,
     TARGET_S,
@@ -70,6 +72,8 @@ def test_a_guess_cuts_the_first_chunks_short():
     sizer = guessed(GUESSED_S / 10)
     assert (sizer.size, sizer.chunks_per_slot()) == (10, 1)
     assert sizer.share(1000, 0, is_all=False) == 10
+    assert sizer.batch_size == sizer.n_first // 2 == 10, "they wait for no more"
+    sizer.observe_making(20, 0.0)
     # What lies ready when they come back is enough for chunks of full length.
     assert sizer.batch_size == int(TARGET_S / (GUESSED_S / 10))
 
@@ -152,15 +156,15 @@ def test_it_is_known_whether_tasks_take_longer_to_make_than_to_do(slots):
 def test_nor_for_what_takes_long_to_make():
     """joblib makes a batch for each slot before it hands over the first."""
     sizer = guessed(TARGET_S / 500, slots=4)
-    sizer.observe_making(10, 10 * MAKING_S / 100 + BATCH_S)
+    sizer.observe_making(100, 100 * MAKING_S / 100 + BATCH_S)
     assert (sizer.batch_size, sizer.ready_size) == (100 // 4, 500)
-    sizer.observe_making(10, 1000 * MAKING_S)
+    sizer.observe_making(100, 1000 * MAKING_S)
     assert (sizer.batch_size, sizer.ready_size) == (1, 500)
 
 
 def test_what_a_batch_costs_beside_its_tasks_does_not_make_them_small():
     sizer = guessed(TARGET_S / 500)
-    for _ in range(10):
+    for _ in range(40):
         sizer.observe_making(1, BATCH_S)
     assert sizer.batch_size == 500
 
@@ -169,6 +173,15 @@ def test_with_many_slots_more_time_may_pass_until_there_is_a_batch_for_each():
     sizer = guessed(0.0, slots=1000)
     sizer.observe_making(100, 100 * 1e-5 + BATCH_S)
     assert sizer.batch_size == int(MAKING_PER_SLOT_S / 1e-5)
+
+
+def test_a_later_call_expects_what_all_tasks_took():
+    sizer = ChunkSizer(2)
+    sizer.guess(0.5)
+    assert sizer.overall_mean_s is None
+    sizer.observe(9, 0.9)
+    sizer.observe(1, 1.1)
+    assert sizer.overall_mean_s == pytest.approx(0.2)
 
 
 def test_recent_chunks_count_more():
@@ -247,12 +260,59 @@ def test_chunks_wait_behind_one_another_unless_they_are_long_or_too_short_for_da
 
 
 @pytest.mark.parametrize("each_s", [MIN_WAITING_S / GROWTH / 2, MAX_WAITING_S * 2])
-def test_any_chunk_waits_for_the_first_free_slot_once_durations_are_known(each_s):
+def test_any_chunk_waits_for_the_first_free_slot_as_soon_as_it_is_known_that_tasks_make_no_calls(each_s):
     sizer = ChunkSizer(2, queued=True)
-    sizer.guess(each_s)
+    assert sizer.chunks_per_slot() == 1
+    sizer.guess(each_s, nested=True)
     assert sizer.chunks_per_slot() == 1
     sizer.observe(1, each_s)
     assert sizer.chunks_per_slot() == 2
+    sizer = ChunkSizer(2, queued=True)
+    sizer.guess(each_s)
+    assert sizer.chunks_per_slot() == 2
+
+
+def test_what_waits_behind_the_first_chunks_is_of_full_length():
+    sizer = ChunkSizer(2, queued=True)
+    sizer.guess(0.001)
+    assert sizer.share(10_000, 0, is_all=True) == sizer.share(10_000, sizer.size, is_all=False) == sizer.size == 20
+    assert sizer.share(10_000, sizer.n_first, is_all=True) == 1000
+    assert sizer.share(10_000, sizer.n_first, is_all=False) == 1000
+
+
+def test_a_chunk_takes_a_part_of_its_slots_time_until_the_end():
+    sizer = ChunkSizer(2, queued=True)
+    sizer.observe(1, 0.001)
+    sizer.observe(sizer.size, sizer.size * 0.001)
+    assert sizer.share(1000, 0, is_all=True) == 375, "of 500 for each slot"
+    assert sizer.share(1000, 0, is_all=True, span_s=0.4) == 300
+    assert sizer.share(1000, 0, is_all=True, span_s=0.0) == 20
+
+
+def test_it_takes_the_less_the_more_tasks_differ():
+    firsts = []
+    for long_s in (0.01, 0.1, 0.3, 1.0):
+        sizer = ChunkSizer(2, queued=True)
+        seconds = 19 * 0.01 + long_s
+        sizer.observe(20, seconds)
+        sizer.observe_spread(20, seconds, 19 * 0.01**2 + long_s**2)
+        sizer.size = 1000
+        firsts.append(sizer.share(200, 0, is_all=True) / 200)
+    assert firsts == sorted(firsts, reverse=True)
+    assert firsts[0] == pytest.approx(QUEUED_PART / 2)
+    assert firsts[-1] < 0.3
+
+
+def test_how_much_tasks_differ_is_known_from_the_call_before_until_there_are_enough():
+    sizer = ChunkSizer(2)
+    assert sizer.dispersion_s == 0.0
+    sizer.guess(0.01, dispersion_s=0.5)
+    sizer.observe_spread(LEAST_TIMED - 1, 0.01 * (LEAST_TIMED - 1), 0.01**2 * (LEAST_TIMED - 1))
+    assert sizer.dispersion_s == 0.5
+    sizer.observe_spread(1, 0.01, 0.01**2)
+    assert sizer.dispersion_s == pytest.approx(0.0, abs=1e-12)
+    sizer.observe_spread(LEAST_TIMED, 0.03 * LEAST_TIMED, 0.03**2 * LEAST_TIMED)
+    assert sizer.dispersion_s == pytest.approx(0.01**2 / 0.02), "variance over mean of 0.01 s and 0.03 s"
 
 
 @pytest.mark.parametrize(("queued", "size"), [(False, 20), (True, 30)])

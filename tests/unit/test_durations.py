@@ -3,7 +3,7 @@
 import functools
 import math
 
-from jobfleet._call.durations import Durations
+from jobfleet._call.durations import Durations, Known
 
 
 class Wrapped:
@@ -24,34 +24,34 @@ class Model:
         pass
 
 
-def known(function):
+def knowing(function):
     durations = Durations()
-    durations.note(function, 0.5)
+    durations.note(function, Known(0.5, nested=False))
     return durations
 
 
 def test_is_known_by_the_function_and_not_by_another():
-    assert known(math.sqrt).expected_s(math.sqrt) == 0.5
-    assert known(math.sqrt).expected_s(math.cos) is None
-    assert known(Model().fit).expected_s(Model().fit) == 0.5
-    assert known(Model().fit).expected_s(Model().score) is None
-    assert known(Model()).expected_s(Wrapped(None)) is None
+    assert knowing(math.sqrt).known(math.sqrt).mean_s == 0.5
+    assert knowing(math.sqrt).known(math.cos) is None
+    assert knowing(Model().fit).known(Model().fit).mean_s == 0.5
+    assert knowing(Model().fit).known(Model().score) is None
+    assert knowing(Model()).known(Wrapped(None)) is None
 
 
 def test_sees_through_what_wraps_a_function():
-    assert known(math.sqrt).expected_s(functools.partial(functools.partial(math.sqrt), 2)) == 0.5
-    assert known(Wrapped(math.sqrt)).expected_s(math.sqrt) == 0.5
-    assert known(Wrapped(math.sqrt)).expected_s(Wrapped(math.cos)) is None
+    assert knowing(math.sqrt).known(functools.partial(functools.partial(math.sqrt), 2)).mean_s == 0.5
+    assert knowing(Wrapped(math.sqrt)).known(math.sqrt).mean_s == 0.5
+    assert knowing(Wrapped(math.sqrt)).known(Wrapped(math.cos)) is None
 
 
 def test_the_last_call_counts():
-    durations = known(math.sqrt)
-    durations.note(math.sqrt, 2.0)
-    assert durations.expected_s(math.sqrt) == 2.0
+    durations = knowing(math.sqrt)
+    durations.note(math.sqrt, Known(2.0, nested=False))
+    assert durations.known(math.sqrt).mean_s == 2.0
 
 
 def test_does_not_remember_without_bound():
     durations = Durations()
     for i in range(2000):
-        durations.note(type(f"Function{i}", (), {})(), 1.0)
-    assert len(durations._means_s) <= 256
+        durations.note(type(f"Function{i}", (), {})(), Known(1.0, nested=False))
+    assert len(durations._known) <= 256

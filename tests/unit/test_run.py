@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import sys
 import threading
+import time
 import types
 
 import cloudpickle
@@ -104,6 +105,17 @@ def test_an_answer_says_who_ran_it_and_how_long():
     assert reply.worker == "this process"
     assert 0 <= reply.seconds < 10
     assert (reply.failure, reply.events, reply.nested) == (None, (), False)
+
+
+def test_an_answer_says_how_much_the_tasks_differ():
+    reply = Reply.from_bytes(answer([(time.sleep, seconds) for seconds in (0.002, 0.1, 0.002)])[0])
+    assert reply.n_timed == 3
+    assert 0.1**2 < reply.squares_s2 < reply.seconds**2
+    reply = Reply.from_bytes(answer([(time.sleep, 0.1)])[0])
+    assert (reply.n_timed, reply.squares_s2) == (1, pytest.approx(reply.seconds**2, rel=0.5))
+    reply = Reply.from_bytes(answer([(abs, i) for i in range(5000)])[0])
+    assert 1 <= reply.n_timed <= 1 + reply.seconds / 0.001, "such short ones are measured together"
+    assert Reply.from_bytes(answer([(abs, None)])[0]).n_timed == 1, "of one that fails"
 
 
 def test_short_results_are_answered_together_and_others_one_by_one():

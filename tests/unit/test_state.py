@@ -3,9 +3,11 @@
 import pytest
 
 from jobfleet._call.chunking import MAKING_S, MAX_WAITING_S, MIN_MOVED_S, TARGET_S, ChunkSizer
+from jobfleet._call.durations import Known
 from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
     HELP_HOLD_S,
+    HOLD_NEXT_S,
     HOLD_S,
     AskForMore,
     BatchArrived,
@@ -49,7 +51,7 @@ def limits(**changes):
 class WholeChunks(ChunkSizer):
     """The policy without what it does at the end of a queue, which has tests of its own."""
 
-    def share(self, n_queued, n_sent, is_all):
+    def share(self, n_queued, n_sent, is_all, span_s=None):
         return self.size
 
 
@@ -372,7 +374,7 @@ def two_more_in_flight_than_go_now(**changes):
     call = Call(slots=2, **changes).knows_tasks_to_be(TARGET_S / 4)
     for _ in range(4):
         call.arrive(2)
-    call.state._nested = True
+    call.state.nests = True
     assert list(call.sent.values()) == [(0, 1), (2, 3), (4, 5), (6, 7)]
     return call
 
@@ -1016,10 +1018,10 @@ class KnownCall(Call):
 
     def __init__(self, slots=2, **changes):
         super().__init__(slots, **{"ahead_per_slot": 2.0, **changes})
-        self.state.sizer = ChunkSizer(slots)
+        self.state.sizer = ChunkSizer(slots, self.state.limits.queued)
 
     def arrive(self, size=1, each_s=SHORT_S):
-        return self.tell(BatchArrived(size, expected_s=each_s))
+        return self.tell(BatchArrived(size, known=None if each_s is None else Known(each_s, nested=False)))
 
     def pause(self):
         return self.tell(DispatchPaused())
@@ -1056,12 +1058,73 @@ def test_but_not_for_long():
     assert call.wait(HOLD_S / 2) == []
     assert call.wait(HOLD_S) == [(0,)]
     assert sent_tasks(call.arrive()) == [(1,)]
-    assert call.state.hold_until_s is None
 
 
 def test_nor_for_more_than_fills_all_slots():
     call = KnownCall()
     assert sent_tasks(call.arrive(40)) == [tuple(range(20)), tuple(range(20, 40))]
+
+
+def first_chunks_sent():
+    """Give a call whose first chunks, by a guess, run; 10 tasks are there, and more are to come."""
+    call = KnownCall(queued=True)
+    assert sent_tasks(call.arrive(50)) == [tuple(range(20)), tuple(range(20, 40))]
+    return call
+
+
+def test_what_is_behind_the_first_chunks_waits_for_those_that_go_along():
+    call = first_chunks_sent()
+    assert sent_tasks(call.arrive(450)) == []
+    # Nobody has an equal share if they are cut one by one as tasks come.
+    assert [len(tasks) for tasks in call.end_input()] == [173, 173]
+
+
+def test_but_not_so_long_that_a_slot_waits():
+    call = first_chunks_sent()
+    assert call.wait(HOLD_NEXT_S / 2) == []
+    assert call.wait(HOLD_NEXT_S) == [tuple(range(40, 50))]
+    call = first_chunks_sent()
+    sent = sent_tasks(call.reply(range(20), each_s=SHORT_S))
+    assert sum(sent, ()) == tuple(range(40, 50))
+    assert call.state.hold_until_s is None
+
+
+def test_nor_for_more_than_a_chunk_of_full_length_for_each_slot():
+    call = first_chunks_sent()
+    assert sent_tasks(call.arrive(1989)) == []
+    assert sum(sent_tasks(call.arrive(1)), ()) == tuple(range(40, 1540))
+
+
+def all_known(n_tasks, slots=2):
+    """Give a call of which all tasks are there and known to take 1 ms, and the chunks that are sent at first."""
+    call = KnownCall(slots, queued=True)
+    for _ in range(3):
+        call.state.sizer.observe(call.state.sizer.size, call.state.sizer.size * SHORT_S)
+    call.state.input_ended = True
+    return call, sent_tasks(call.arrive(n_tasks))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 16])
+def test_slots_that_begin_together_get_equal_chunks_until_the_end(slots):
+    _, sent = all_known(500 * slots, slots)
+    sizes = [len(tasks) for tasks in sent]
+    assert set(sizes[:slots]) == {375}
+    assert set(sizes[slots:]) == {94}, "three quarters of what these leave"
+
+
+@pytest.mark.parametrize(
+    ("late_s", "span_s"),
+    [
+        (0.0, 0.062 / 2),
+        (0.15, (0.563 + 0.525 + 0.062) / 2 - 0.525),  # the second slot is free before the first, which has what waits
+        (0.3, 0.062),  # the first slot has all that is left
+    ],
+)
+def test_a_slot_that_is_free_later_gets_less(late_s, span_s):
+    call, sent = all_known(1000)
+    assert [len(tasks) for tasks in sent] == [375, 375, 94, 94], "62 are left"
+    call.state._chunks[1].began_s += late_s
+    assert call.state._span_s(call.now_s) == pytest.approx(span_s, abs=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{"each_s": None}, {"each_s": 0.1}])

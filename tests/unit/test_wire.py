@@ -38,6 +38,8 @@ MESSAGES = [
     Reply(
         worker="tcp://127.0.0.1:1",
         seconds=0.25,
+        squares_s2=0.04,
+        n_timed=2,
         results=((wire.MANY, 2, b"results"), (wire.ONE, b"result", 1)),
         failure=FAILURE.as_tuple(),
         events=((0, (("out", "text"),)),),

@@ -27,7 +27,7 @@ from .._wire import Reply, TaskFailure
 from .._worker.interrupt import current, uninterrupted
 from ..errors import JobfleetError, TaskTimeoutError
 from .describe import label, loss_error, not_readable, not_sendable, task_error, timeout_message
-from .durations import durations
+from .durations import Known, durations
 from .output import OutputOrder
 from .state import (
     AskForMore,
@@ -64,6 +64,8 @@ _ASK_S = 0.002
 #: How long a message is waited for before that. The loop, which has chunks to send and replies to take, needs the
 #: interpreter: it gives that up with each write, and gets it back from a thread that computes only after 5 ms or more.
 _GIVE_WAY_S = 0.0005
+#: And how long when the call's first chunks are to go, which no slot has anything to do before.
+_GIVE_WAY_FIRST_S = 0.004
 #: And how long if chunks should have come back: their replies may be what the loop cannot get at.
 _GIVE_WAY_LONG_S = 0.01
 
@@ -263,8 +265,8 @@ class ParallelCall:
         finally:
             self._settle()
             sizer = self._state.sizer
-            if sizer.mean_s is not None and not sizer.guessed:
-                durations.note(self._function, sizer.mean_s)
+            if sizer.overall_mean_s is not None:
+                durations.note(self._function, Known(sizer.overall_mean_s, self._state.nests, sizer.dispersion_s))
             self._tasks.clear()
             self._blobs.clear()
 
@@ -316,9 +318,11 @@ class ParallelCall:
         if not self._sent or self._gave_way or self._state.sizer.is_fed_slowly:
             self._gave_way = False
             return False
-        overdue = self._state.awaits_replies(time.monotonic())
+        way_s = _GIVE_WAY_S if self._state.hold_until_s is None else _GIVE_WAY_FIRST_S
+        if self._state.awaits_replies(time.monotonic()):
+            way_s = _GIVE_WAY_LONG_S
         with contextlib.suppress(queue.Empty):
-            self._news.append(self._inbox.get(timeout=_GIVE_WAY_LONG_S if overdue else _GIVE_WAY_S))
+            self._news.append(self._inbox.get(timeout=way_s))
             self._gave_way = True  # however much news there is, more tasks are made
         return self._gave_way
 
@@ -331,7 +335,8 @@ class ParallelCall:
             if input_ended(self._setup.parallel):
                 self._n_to_ask_for = 0
                 self._inbox.put(None)  # that there are no more may be what is waited for
-            if time.monotonic() > until:
+            first_are_there = not self._sent and 0 < self._state.sizer.n_first <= self._n_submitted
+            if first_are_there or time.monotonic() > until:
                 break
 
     def _messages(self) -> list[Any]:
@@ -402,8 +407,8 @@ class ParallelCall:
             self._emit(self._output.take(task, iter(())))
         if self._function is None:
             self._function = message.calls[0][0]
-        expected_s = durations.expected_s(self._function)
-        return BatchArrived(len(message.calls), message.error, message.failed, expected_s)
+        known = durations.known(self._function)
+        return BatchArrived(len(message.calls), message.error, message.failed, known)
 
     def _send(self, command: Send) -> None:
         setup = self._setup
@@ -453,7 +458,8 @@ class ParallelCall:
         if failure is not None and not self._setup.limits.return_exceptions:
             self._emit(self._output.take_all())
         nbytes = packed.own_nbytes + sum(len(part) for part in outcome)
-        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised)
+        spread = reply.squares_s2, reply.n_timed
+        return ChunkReplied(chunk, results, failure, reply.seconds, reply.nested, nbytes, raised, *spread)
 
     def _results(self, reply: Reply, buffers: list[Any], tasks: range) -> tuple[list[Any], BaseException | None, bool]:
         """Unpickle the results; gives the first failure after them, and whether `retries` are for it."""

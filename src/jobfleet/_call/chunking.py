@@ -17,8 +17,12 @@ LEAST_S = 0.02
 #: the longer tasks, get less of the rest. Where each slot has two chunks, that is both together.
 PART = 0.5
 
-#: It may be more where what waits gets the first slot that is free: fewer chunks, and each costs the processors 7 ms.
+#: It may be so much where what waits gets the first slot that is free, and less the more tasks differ: each chunk costs
+#: the processors 4 to 7 ms, so few are better.
 QUEUED_PART = 0.75
+
+#: So many tasks show how they differ.
+LEAST_TIMED = 10
 
 #: With many slots chunks last longer: each takes the client and the scheduler some 3 ms, one core for all slots.
 TARGET_PER_SLOT_S = 0.005
@@ -56,7 +60,8 @@ MIN_MOVED_S = 0.1
 MAX_CHUNK_NBYTES = 8 * 2**20
 
 #: The first chunks of a call are cut by what its function's tasks took in an earlier call, and are to last no longer:
-#: what is behind a task that takes long after all waits for it.
+#: what is behind a task that takes long after all waits for it. So do those behind them, but where what waits gets the
+#: first slot that is free.
 GUESSED_S = 0.02
 
 #: joblib makes a batch for each job before it hands over the first. They are no larger than can be made in this time,
@@ -112,10 +117,18 @@ class ChunkSizer:
     """Duration of a task, recent chunks counting more; None before any has run, unless there is a guess."""
     guessed: bool
     """`mean_s` comes from an earlier call."""
+    _may_wait: bool
+    """A chunk may wait for the first ones to come back, though there is only a guess."""
     mean_nbytes: float
     """What a task makes travel, likewise."""
     _n_made: int
     _making_s: float
+    _n_ran: int
+    _ran_s: float
+    _n_timed: int
+    _timed_s: float
+    _squares_s2: float
+    _known_dispersion_s: float
 
     def __init__(self, n_slots: int, queued: bool = False) -> None:
         self.n_slots = self.n_batches = n_slots
@@ -123,18 +136,30 @@ class ChunkSizer:
         self.size = 1
         self.mean_s = None
         self.guessed = False
+        self._may_wait = False
         self.mean_nbytes = 0.0
         self._n_made = 0
         self._making_s = 0.0
+        self._n_ran = 0
+        self._ran_s = 0.0
+        self._n_timed = 0
+        self._timed_s = self._squares_s2 = self._known_dispersion_s = 0.0
 
     @property
     def batch_size(self) -> int:
         """How many tasks joblib's next batch should have."""
         size = min(self.ready_size, max(MIN_BATCH, MAX_DISPATCHED // self.n_batches))
+        if self._n_made < self.n_first:
+            size = min(size, self.size)  # the first chunks do not wait for others' tasks to be made
         if self._making_s:
             making_s = max(MAKING_S, MAKING_PER_SLOT_S * self.n_slots)
             size = min(size, int(making_s * self._n_made / self._making_s) // self.n_batches)
         return max(1, size)
+
+    @property
+    def n_first(self) -> int:
+        """How many tasks the first chunks have together that are cut by a guess; 0 without one."""
+        return self.n_slots * self.size if self.guessed else 0
 
     @property
     def _target_s(self) -> float:
@@ -146,7 +171,7 @@ class ChunkSizer:
 
         The first chunks are smaller than that, if they are cut by a guess: more must lie ready when they come back.
         """
-        size = self.size if not self.guessed or self.mean_s is None else int(self._target_s / self.mean_s)
+        size = self._full_size if self.guessed else self.size
         most_nbytes = max(MAX_READY_NBYTES, READY_PER_SLOT_NBYTES * self.n_slots)
         return max(1, min(size, int(most_nbytes / (self.mean_nbytes + TASK_NBYTES)) // self.n_slots))
 
@@ -176,16 +201,25 @@ class ChunkSizer:
         """Whether the slots do tasks faster than the client makes them."""
         return self.mean_s is not None and self._making_s * self.n_slots > self.mean_s * self._n_made
 
-    def guess(self, mean_s: float) -> None:
-        """Take what a task is likely to last, before any has run."""
+    @property
+    def _full_size(self) -> int:
+        """How many tasks take as long as a chunk should."""
+        return max(1, int(self._target_s / (self.mean_s or self._target_s)))
+
+    def guess(self, mean_s: float, nested: bool = False, dispersion_s: float = 0.0) -> None:
+        """Take what an earlier call has shown of such tasks, before any has run, see `Known`."""
         if self.mean_s is None:
+            self._known_dispersion_s = dispersion_s
             self.mean_s, self.guessed = max(mean_s, _MIN_TASK_S), True
+            self._may_wait = self.queued and not nested
             self.size = max(1, min(int(GUESSED_S / self.mean_s), _MAX_SIZE))
 
     def observe(self, n_tasks: int, seconds: float, nbytes: int = 0) -> None:
         """Take note of a chunk that ran."""
         if not n_tasks:
             return
+        self._n_ran += n_tasks
+        self._ran_s += seconds
         mean_s = max(seconds / n_tasks, _MIN_TASK_S)
         if self.mean_s is None or self.guessed:
             self.mean_s, self.guessed = mean_s, False
@@ -200,23 +234,64 @@ class ChunkSizer:
             ideal = min(ideal, int(MAX_CHUNK_NBYTES / self.mean_nbytes))
         self.size = max(1, min(ideal, self.size * _MAX_GROWTH, _MAX_SIZE))
 
-    def share(self, n_queued: int, n_sent: int, is_all: bool) -> int:
+    def observe_spread(self, n_timed: int, seconds: float, squares_s2: float) -> None:
+        """Take note of how a chunk's tasks differ, see `Reply`."""
+        self._n_timed += n_timed
+        self._timed_s += seconds
+        self._squares_s2 += squares_s2
+
+    @property
+    def overall_mean_s(self) -> float | None:
+        """Mean duration of all tasks that have run; None if none has."""
+        return self._ran_s / self._n_ran if self._n_ran else None
+
+    @property
+    def dispersion_s(self) -> float:
+        """Variance of the times of tasks, over their mean; of those that are shorter than 1 ms taken together."""
+        if self._n_timed < LEAST_TIMED:
+            return self._known_dispersion_s
+        return max(0.0, self._squares_s2 / self._timed_s - self._timed_s / self._n_timed)
+
+    def share(self, n_queued: int, n_sent: int, is_all: bool, span_s: float | None = None) -> int:
         """Give how many tasks the next chunk has, when so many wait and so many are on their way or run.
 
         Up to the size that hides the cost of a chunk: each slot's share for all its chunks, or a part of it at a time
         if no more tasks will come (factoring: Flynn Hummel, Schonberg and Flynn, 1992, who halve it).
+
+        Parameters
+        ----------
+        n_queued, n_sent
+            Tasks.
+        is_all
+            Whether no more will come.
+        span_s
+            How long after the beginning of this chunk all are done, if all slots end together. None: it begins at once,
+            and so do others on all slots.
         """
         if self.mean_s is None:
             return self.size
+        most = self.size if not self.guessed or n_sent < self.n_first else min(self._full_size, _MAX_SIZE)
         least = max(1, round(least_s(self.n_slots, is_all) / self.mean_s))
         if not is_all:
-            return min(self.size, max(least, ceil(n_queued / (self.chunks_per_slot() * self.n_slots))))
+            n_chunks = self.n_slots if self.queued else self.chunks_per_slot() * self.n_slots
+            return min(most, max(least, ceil(n_queued / n_chunks)))
         # No slot gets more than its part of all that is left.
         part = ceil((n_queued + n_sent) / self.n_slots)
         if self.guessed and part <= 2 * self.size:
             return part  # all goes in one round
         least = min(least, part)
-        return min(self.size, max(least, ceil(n_queued * (QUEUED_PART if self.queued else PART) / self.n_slots)))
+        if not self.queued:
+            return min(most, max(least, ceil(n_queued * PART / self.n_slots)))
+        n_until_end = n_queued / self.n_slots if span_s is None else span_s / self.mean_s
+        return min(most, max(least, ceil(n_until_end * self._queued_part(n_queued * self.mean_s))))
+
+    def _queued_part(self, left_s: float) -> float:
+        """Give which part of its time until the end a slot's next chunk is to take, when there is so much left for all.
+
+        It is factoring's, which goes by how uneven chunks may turn out, but for what is left over if they are even.
+        """
+        uneven = self.n_slots / 2 * sqrt(max(self.dispersion_s, self._known_dispersion_s) / left_s)
+        return 1 / (1 / QUEUED_PART + uneven**2 + uneven * sqrt(uneven**2 + 2))
 
     def budget_s(self, n_tasks: int) -> float:
         """Give how long a chunk of so many tasks may run: however wrong the estimate, it holds up little."""
@@ -224,6 +299,8 @@ class ChunkSizer:
 
     def chunks_per_slot(self) -> int:
         """Give how many chunks a slot has: one runs, and one waits if it is known that it may."""
-        if self.mean_s is None or self.guessed:
+        if self.mean_s is None:
             return 1
+        if self.guessed:
+            return 2 if self._may_wait else 1
         return 2 if self.queued or MIN_WAITING_S <= self.mean_s * self.size <= MAX_WAITING_S else 1

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 _MAX_FUNCTIONS = 256
+
+
+class Known(NamedTuple):
+    """What is known of a function's tasks."""
+
+    mean_s: float
+    nested: bool
+    """They made `Parallel` calls of their own."""
+    dispersion_s: float = 0.0
+    """See `ChunkSizer.dispersion_s`."""
 
 
 class Durations:
@@ -21,20 +31,20 @@ class Durations:
     Thread-safe: each method does one step that matters.
     """
 
-    _means_s: OrderedDict[str, float]
+    _known: OrderedDict[str, Known]
 
     def __init__(self) -> None:
-        self._means_s = OrderedDict()
+        self._known = OrderedDict()
 
-    def expected_s(self, function: Any) -> float | None:
-        """Give what a task of `function` took last, None if that is not known."""
-        return self._means_s.get(_name(function))
+    def known(self, function: Any) -> Known | None:
+        """Give what the last call of tasks of `function` has shown, None if there was none."""
+        return self._known.get(_name(function))
 
-    def note(self, function: Any, mean_s: float) -> None:
-        """Take note of what tasks of `function` take."""
-        self._means_s[_name(function)] = mean_s
-        while len(self._means_s) > _MAX_FUNCTIONS:
-            self._means_s.popitem(last=False)
+    def note(self, function: Any, known: Known) -> None:
+        """Take note of what a call of tasks of `function` has shown."""
+        self._known[_name(function)] = known
+        while len(self._known) > _MAX_FUNCTIONS:
+            self._known.popitem(last=False)
 
 
 def _name(function: Any) -> str:

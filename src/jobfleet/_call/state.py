@@ -11,11 +11,13 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heapreplace
 from itertools import islice
 from typing import Any
 
 from .._engine.base import LostKind
 from .chunking import MIN_MOVED_S, ChunkSizer
+from .durations import Known
 from .recovery import (
     MAX_UNSTARTED_LOSSES,
     after_death,
@@ -31,6 +33,9 @@ from .stragglers import is_straggler
 HOLD_S = 0.003
 #: And so long for the caller, if it may do all by itself: that saves two round trips.
 HELP_HOLD_S = 0.01
+
+#: What waits behind the first chunks, cut by a guess, is cut so long after these, when more tasks are there.
+HOLD_NEXT_S = 0.015
 
 #: A chunk is overdue so long after it should have come back by what is known of its tasks, give or take a half.
 _OVERDUE_S = 0.01
@@ -50,8 +55,8 @@ class BatchArrived:
     """Why it cannot be sent at all."""
     failed: Mapping[int, BaseException] = field(default_factory=dict)
     """Why some of its tasks, by position, cannot be sent."""
-    expected_s: float | None = None
-    """What each of its tasks is likely to last, by what is known from earlier calls."""
+    known: Known | None = None
+    """What an earlier call of its tasks' function has shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,9 @@ class ChunkReplied:
     """What went to the worker and came back, without what several chunks share."""
     raised: bool = True
     """`error` is what the user's function raised, and of a kind that `retries` are for."""
+    squares_s2: float = 0.0
+    n_timed: int = 0
+    """See `Reply`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +239,8 @@ class _Chunk:
     deaths: int
     report_every: int
     sent_s: float
+    began_s: float | None = None
+    """When it has come to a slot, as far as is known; None: it waits for one."""
     twin: int | None = None
     """The chunk with the same tasks, if there is one."""
     had_twin: bool = False
@@ -278,7 +288,8 @@ class CallState:
     input_ended: bool = False
     """joblib has no more to dispatch, as far as is known."""
     sizer: ChunkSizer = field(default_factory=lambda: ChunkSizer(1))
-    _nested: bool = False
+    nests: bool = False
+    """Its tasks make calls themselves."""
     _queue: deque[_Queued] = field(default_factory=deque)
     _n_queued: int = 0
     _n_sent: int = 0
@@ -304,7 +315,7 @@ class CallState:
     _stalled: bool = False
     """No chunk has come back for a while, though tasks wait."""
     hold_until_s: float | None = None
-    """Until then the first tasks wait for others, unless all are there before."""
+    """Until then the first tasks, or those after the first chunks, wait for others, unless all are there before."""
     _paused: bool = False
     """joblib dispatches only what it is asked for, or what it owes for batches that were delivered."""
     _first_concurrency: int = 0
@@ -343,7 +354,7 @@ class CallState:
                 case DispatchPaused():
                     self._paused = True
                 case ChunkReplied():
-                    self._replied(event, commands)
+                    self._replied(event, commands, now_s)
                     self._last_reply_s, self._stalled = now_s, False
                 case ChunkLost():
                     self._lost(event, commands)
@@ -377,8 +388,8 @@ class CallState:
     # Events
 
     def _arrived(self, event: BatchArrived, now_s: float) -> None:
-        if event.expected_s is not None and self._may_guess():
-            self.sizer.guess(event.expected_s)
+        if event.known is not None and self._may_guess():
+            self.sizer.guess(*event.known)
         if not self._batches and self.sizer.guessed and (self.sizer.size > 1 or self.limits.help_s):
             self.hold_until_s = now_s + (HELP_HOLD_S if self.limits.help_s else HOLD_S)
         start, number = self._n_tasks, len(self._batches)
@@ -423,14 +434,18 @@ class CallState:
             self._queue.append(_Queued(range(start, tasks.stop)))
         self._n_queued += len(tasks) - len(failed)
 
-    def _replied(self, event: ChunkReplied, commands: list[Command]) -> None:
+    def _replied(self, event: ChunkReplied, commands: list[Command], now_s: float) -> None:
         chunk = self._take(event.chunk, commands)
         if chunk is None:
             return  # a second reply: the first one counted
+        waiting = next((chunk for chunk in self._chunks.values() if chunk.began_s is None), None)
+        if waiting is not None:
+            waiting.began_s = now_s
         self._n_sent -= len(chunk.tasks)
-        self._nested |= event.nested
+        self.nests |= event.nested
         n_done = len(event.results)
         self.sizer.observe(n_done, event.seconds, event.nbytes)
+        self.sizer.observe_spread(event.n_timed, event.seconds, event.squares_s2)
         done, left = chunk.tasks[:n_done], chunk.tasks[n_done:]
         self._finish(done, event.results)
         if done:
@@ -711,7 +726,7 @@ class CallState:
     def _max_chunks(self) -> int:
         concurrency = self._concurrency(self.slots)
         most = self._most_chunks(concurrency)
-        if self._nested or most == concurrency:
+        if self.nests or most == concurrency:
             # While a task waits for its inner ones, a waiting chunk would start more outer tasks than there are slots.
             return concurrency
         if not self.limits.queued:
@@ -740,14 +755,17 @@ class CallState:
         """Whether the call's first tasks wait for those that are about to come."""
         if self.hold_until_s is None:
             return False
-        if self._chunks or now_s >= self.hold_until_s or self._is_complete():
+        if now_s >= self.hold_until_s or self._is_complete():
             self.hold_until_s = None
         return self.hold_until_s is not None
 
     def _is_complete(self) -> bool:
-        """Whether the first chunks would not be other ones if more tasks came."""
+        """Whether the next chunks would not be other ones if more tasks came, or a slot has nothing to do."""
         if not self.sizer.guessed or self.sizer.mean_s is None:
             return True
+        if self._next_chunk:
+            is_idle = len(self._chunks) < self._concurrency(self.slots)
+            return is_idle or self.input_ended or self._n_queued >= self.sizer.n_slots * self.sizer.ready_size
         if self.limits.help_s:
             return self._paused and (self.input_ended or self._n_queued * self.sizer.mean_s > self.limits.help_s)
         return self.input_ended or self._n_queued >= self._concurrency(self.slots) * self.sizer.size
@@ -759,6 +777,8 @@ class CallState:
             if head is None:
                 return
             chunk = self._cut(head, here, now_s)
+            if len(self._chunks) < self._concurrency(self.slots):
+                chunk.began_s = now_s
             number = self._add(chunk)
             self._n_sent += len(chunk.tasks)
             bounded = len(chunk.tasks) > 1 and not self.limits.fixed_batches
@@ -766,12 +786,35 @@ class CallState:
             commands.append(
                 Send(number, chunk.tasks, chunk.report_every, chunk.deaths, budget_s, here, self._n_queued > 0)
             )
+            if self._next_chunk == len(self._chunks) == self._concurrency(self.slots):  # the first are on their way
+                self.hold_until_s = now_s + HOLD_NEXT_S
+                if self._holds(now_s):
+                    return
 
     def _runs_here(self) -> bool:
         """Whether the call, of which nothing has been sent yet, is so short that it goes no further than its caller."""
         if not (self.limits.help_s and self._paused and self.input_ended and self.sizer.mean_s is not None):
             return False
         return len(self._queue) == 1 and self._n_queued * self.sizer.mean_s <= self.limits.help_s
+
+    def _span_s(self, now_s: float) -> float:
+        """Give how long after the beginning of the next chunk all tasks are done, if all slots end together."""
+        mean_s = self.sizer.mean_s or 0.0
+        running = [chunk for chunk in self._chunks.values() if chunk.began_s is not None]
+        free_s = [max(now_s, (chunk.began_s or now_s) + mean_s * len(chunk.tasks)) for chunk in running]
+        free_s += [now_s] * (self._concurrency(self.slots) - len(free_s))
+        heapify(free_s)
+        for chunk in self._chunks.values():
+            if chunk.began_s is None:  # it gets the first slot that is free
+                heapreplace(free_s, free_s[0] + mean_s * len(chunk.tasks))
+        # Slots that are busy for longer than that take none of the rest.
+        begin_s, left_s, end_s = free_s[0], self._n_queued * mean_s, 0.0
+        for n_slots, slot_free_s in enumerate(sorted(free_s), 1):
+            if n_slots > 1 and slot_free_s >= end_s:
+                break
+            left_s += slot_free_s
+            end_s = left_s / n_slots
+        return end_s - begin_s
 
     def _add(self, chunk: _Chunk) -> int:
         number, self._next_chunk = self._next_chunk, self._next_chunk + 1
@@ -780,7 +823,7 @@ class CallState:
 
     def _send_copies(self, commands: list[Command], now_s: float) -> None:
         """Have the last tasks run once more where there is nothing else to do; the first answer counts."""
-        if not self.limits.speculation or self._queue or not self.input_ended or self._nested:
+        if not self.limits.speculation or self._queue or not self.input_ended or self.nests:
             return
         for number, chunk in list(self._chunks.items()):
             if len(self._chunks) >= self._concurrency(self.slots):
@@ -810,7 +853,8 @@ class CallState:
         elif self.limits.fixed_batches or head.deaths > self.limits.deaths or here:
             size = len(head.tasks)
         else:
-            size = self.sizer.share(self._n_queued, self._n_sent, self.input_ended)
+            span_s = self._span_s(now_s) if self.limits.queued and self.input_ended else None
+            size = self.sizer.share(self._n_queued, self._n_sent, self.input_ended, span_s)
         tasks, head.tasks = head.tasks[:size], head.tasks[size:]
         self._n_queued -= len(tasks)
         if not head.tasks:

@@ -113,6 +113,8 @@ class DaskEngine:
         clients_in_use.add(client)
         keywords = options.submit_keywords()
         keywords["priority"] = keywords.get("priority", 0) + self.depth
+        # In the order in which they are sent: the smallest chunks, cut last, must not go before larger ones.
+        keywords.setdefault("fifo_timeout", 0)
         watched = partial(_slots, client, options)
         room = Room(slots.total, callers_slot())
         placement, addresses = placement_of(client), partial(_addresses, client, options)

@@ -170,6 +170,7 @@ def run_chunk(
                 failure = error.failure
             except Overrun:
                 pass  # `limit` knows it
+            stops.note_end()
 
         completed = place.run(run_tasks)
         if limit is not None:
@@ -180,7 +181,7 @@ def run_chunk(
             failure = None  # nobody waits for it: what it says is of no use
         if capture is not None and (events := capture.take()):
             results.add_events(events)
-    return results.reply(place.address, time.perf_counter() - started, failure, was_used())
+    return results.reply(place.address, time.perf_counter() - started, stops, failure, was_used())
 
 
 def _reported(calls: Iterable[T], every: int, place: Place) -> Iterator[T]:
@@ -199,15 +200,25 @@ class _Stops:
     """Tell between two tasks whether the chunk ends: it has been given up, or its time is over.
 
     The first task of a chunk is not held up by the time. Tasks that take microseconds are not asked after each.
+
+    Attributes
+    ----------
+    squares_s2, n_timed
+        See `Reply`.
     """
 
-    __slots__ = ("_budget_s", "_cancelled", "_look_again", "_started")
+    __slots__ = ("_budget_s", "_cancelled", "_last", "_look_again", "_started", "n_timed", "squares_s2")
+    squares_s2: float
+    n_timed: int
 
     def __init__(self, cancelled: Callable[[], bool], budget_s: float | None) -> None:
         self._cancelled = cancelled
         self._budget_s = math.inf if budget_s is None else budget_s
         self._started: float | None = None
         self._look_again = -math.inf
+        self._last = 0.0
+        self.squares_s2 = 0.0
+        self.n_timed = 0
 
     def __call__(self) -> bool:
         now = time.perf_counter()
@@ -216,7 +227,19 @@ class _Stops:
         self._look_again = now + _LOOK_S
         if self._started is None:
             self._started = now
+        else:
+            self._note(now)
+        self._last = now
         return self._cancelled() or now - self._started > self._budget_s
+
+    def note_end(self) -> None:
+        """Say that no further task is begun."""
+        if self._started is not None:
+            self._note(time.perf_counter())
+
+    def _note(self, now: float) -> None:
+        self.squares_s2 += (now - self._last) ** 2
+        self.n_timed += 1
 
     @property
     def over_after_s(self) -> float:
@@ -396,11 +419,13 @@ class _Results:
         """Add what a task printed and warned; called before its result is added."""
         self._events.append((self.count, events))
 
-    def reply(self, worker: str, seconds: float, failure: TaskFailure | None, nested: bool) -> list[Any]:
+    def reply(self, worker: str, seconds: float, times: _Stops, failure: TaskFailure | None, nested: bool) -> list[Any]:
         self._close_atoms()
         reply = Reply(
             worker=worker,
             seconds=seconds,
+            squares_s2=times.squares_s2,
+            n_timed=times.n_timed,
             results=tuple(self._groups),
             failure=None if failure is None else failure.as_tuple(),
             events=tuple(self._events),
