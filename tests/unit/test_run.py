@@ -113,6 +113,8 @@ def test_an_answer_says_how_much_the_tasks_differ():
     assert 0.1**2 < reply.squares_s2 < reply.seconds**2
     reply = Reply.from_bytes(answer([(time.sleep, 0.1)])[0])
     assert (reply.n_timed, reply.squares_s2) == (1, pytest.approx(reply.seconds**2, rel=0.5))
+    reply = Reply.from_bytes(answer([(time.sleep, 0.1)] * 3, budget_s=0.05)[0])
+    assert reply.n_timed == 1, "and after it the chunk's time is over"
     reply = Reply.from_bytes(answer([(abs, i) for i in range(5000)])[0])
     assert 1 <= reply.n_timed <= 1 + reply.seconds / 0.001, "such short ones are measured together"
     assert Reply.from_bytes(answer([(abs, None)])[0]).n_timed == 1, "of one that fails"

@@ -248,7 +248,7 @@ class ChunkSizer:
     @property
     def dispersion_s(self) -> float:
         """Variance of the times of tasks, over their mean; of those that are shorter than 1 ms taken together."""
-        if self._n_timed < LEAST_TIMED:
+        if self._n_timed < LEAST_TIMED or not self._timed_s:
             return self._known_dispersion_s
         return max(0.0, self._squares_s2 / self._timed_s - self._timed_s / self._n_timed)
 

@@ -20,7 +20,7 @@ class Known(NamedTuple):
 
 
 class Durations:
-    """Remember the mean duration of tasks by the name of their function.
+    """Remember what is known of tasks by the name of their function.
 
     Only a guess comes of it, which the first reply of a call replaces: it decides how the very first chunks are
     cut. A guess that is too short keeps all slots busy all the same, since each gets no more than its share and

@@ -216,7 +216,7 @@ class _Stops:
         self._budget_s = math.inf if budget_s is None else budget_s
         self._started: float | None = None
         self._look_again = -math.inf
-        self._last = 0.0
+        self._last: float | None = None
         self.squares_s2 = 0.0
         self.n_timed = 0
 
@@ -225,21 +225,23 @@ class _Stops:
         if now < self._look_again:
             return False
         self._look_again = now + _LOOK_S
+        self._note(now)
         if self._started is None:
             self._started = now
-        else:
-            self._note(now)
+        if self._cancelled() or now - self._started > self._budget_s:
+            return True
         self._last = now
-        return self._cancelled() or now - self._started > self._budget_s
+        return False
 
     def note_end(self) -> None:
         """Say that no further task is begun."""
-        if self._started is not None:
-            self._note(time.perf_counter())
+        self._note(time.perf_counter())
 
     def _note(self, now: float) -> None:
-        self.squares_s2 += (now - self._last) ** 2
-        self.n_timed += 1
+        if self._last is not None:
+            self.squares_s2 += (now - self._last) ** 2
+            self.n_timed += 1
+            self._last = None
 
     @property
     def over_after_s(self) -> float:
