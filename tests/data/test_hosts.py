@@ -3,12 +3,14 @@
 import fcntl
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
 from jobfleet._engine.placement import placement_of
+from jobfleet._store import _FRESH_S
 from tests.data.for_workers import held_up, look, on_host
 from tests.witness import count, open_gate, wait_until
 
@@ -184,11 +186,24 @@ def test_what_makes_room_in_the_middle_of_a_call_comes_back(hosts, connect, host
     written = []
 
     def tasks():
-        # When a task is asked for, one may be running still: here it is one that needs none of the arrays.
+        # joblib asks for two tasks at a time, and when it does, some may be running still: here they are some that need
+        # none of the arrays.
         yield from [delayed(look)(array) for array in (first, first, None, None)]
         wait_until(lambda: not any(map(in_use, hosts.files(host))), "the worker has let go of it")
         written.extend(path.stat().st_ino for path in hosts.files(host))
-        yield from [delayed(look)(array) for array in (second, None, None, first, first)]
+        yield from [delayed(look)(array) for array in (second, None, None, None)]
+        if host:  # the client's own host has it as soon as the task is there
+            wait_until(only_the_other_is_left, "the worker has got the other one and let go of it")
+        yield from [delayed(look)(array) for array in (first, None, None, None, first)]
+
+    def only_the_other_is_left():
+        try:
+            (path,) = hosts.files(host)
+            status = path.stat()
+            is_old = time.time() - status.st_mtime > _FRESH_S  # else it would not make room
+            return is_old and status.st_ino not in written and not in_use(path)
+        except (ValueError, FileNotFoundError):  # it is about to come or go
+            return False
 
     with parallel_config("dask", client=client):
         results = Parallel(n_jobs=2, batch_size=1, pre_dispatch=2)(tasks())
