@@ -633,7 +633,8 @@ class DaskSession:
             self._making_room.cancel()
         self._held_back.clear()
         await self._cancel_if_closed()
-        if self._noted:
+        if self._noted and not self._cancelled():
+            # Else it was given up, maybe since a caller of its caller has died, of which these deaths are known then.
             self._start_noting(0)
         self._futures.clear()
         self._placing.clear()
