@@ -73,7 +73,9 @@ def test_a_guess_cuts_the_first_chunks_short():
     assert (sizer.size, sizer.chunks_per_slot()) == (10, 1)
     assert sizer.share(1000, 0, is_all=False) == 10
     assert sizer.batch_size == sizer.n_first // 2 == 10, "they wait for no more"
-    sizer.observe_making(20, 0.0)
+    sizer.observe_making(sizer.n_one_round, 0.0)
+    assert sizer.batch_size == 10, "unless these are all"
+    sizer.observe_making(1, 0.0)
     # What lies ready when they come back is enough for chunks of full length.
     assert sizer.batch_size == int(TARGET_S / (GUESSED_S / 10))
 
@@ -156,7 +158,7 @@ def test_it_is_known_whether_tasks_take_longer_to_make_than_to_do(slots):
 def test_nor_for_what_takes_long_to_make():
     """joblib makes a batch for each slot before it hands over the first."""
     sizer = guessed(TARGET_S / 500, slots=4)
-    sizer.observe_making(100, 100 * MAKING_S / 100 + BATCH_S)
+    sizer.observe_making(200, 200 * MAKING_S / 100 + BATCH_S)
     assert (sizer.batch_size, sizer.ready_size) == (100 // 4, 500)
     sizer.observe_making(100, 1000 * MAKING_S)
     assert (sizer.batch_size, sizer.ready_size) == (1, 500)
@@ -164,7 +166,7 @@ def test_nor_for_what_takes_long_to_make():
 
 def test_what_a_batch_costs_beside_its_tasks_does_not_make_them_small():
     sizer = guessed(TARGET_S / 500)
-    for _ in range(40):
+    for _ in range(sizer.n_one_round + 1):
         sizer.observe_making(1, BATCH_S)
     assert sizer.batch_size == 500
 

@@ -1060,21 +1060,29 @@ def test_but_not_for_long():
     assert sent_tasks(call.arrive()) == [(1,)]
 
 
-def test_nor_for_more_than_fills_all_slots():
+def test_nor_for_more_than_may_go_in_one_round():
     call = KnownCall()
-    assert sent_tasks(call.arrive(40)) == [tuple(range(20)), tuple(range(20, 40))]
+    assert sent_tasks(call.arrive(80)) == []
+    assert sent_tasks(call.arrive(1)) == [tuple(range(20)), tuple(range(20, 40))]
+
+
+def test_those_that_may_go_in_one_round_do_however_they_come():
+    call = KnownCall(queued=True)
+    assert sent_tasks(call.arrive(60)) == []
+    assert sent_tasks(call.arrive(20)) == []
+    assert call.end_input() == [tuple(range(40)), tuple(range(40, 80))]
 
 
 def first_chunks_sent():
-    """Give a call whose first chunks, by a guess, run; 10 tasks are there, and more are to come."""
+    """Give a call whose first chunks, by a guess, run; 50 tasks are there, and more are to come."""
     call = KnownCall(queued=True)
-    assert sent_tasks(call.arrive(50)) == [tuple(range(20)), tuple(range(20, 40))]
+    assert sent_tasks(call.arrive(90)) == [tuple(range(20)), tuple(range(20, 40))]
     return call
 
 
 def test_what_is_behind_the_first_chunks_waits_for_those_that_go_along():
     call = first_chunks_sent()
-    assert sent_tasks(call.arrive(450)) == []
+    assert sent_tasks(call.arrive(410)) == []
     # Nobody has an equal share if they are cut one by one as tasks come.
     assert [len(tasks) for tasks in call.end_input()] == [173, 173]
 
@@ -1082,16 +1090,16 @@ def test_what_is_behind_the_first_chunks_waits_for_those_that_go_along():
 def test_but_not_so_long_that_a_slot_waits():
     call = first_chunks_sent()
     assert call.wait(HOLD_NEXT_S / 2) == []
-    assert call.wait(HOLD_NEXT_S) == [tuple(range(40, 50))]
+    assert [len(tasks) for tasks in call.wait(HOLD_NEXT_S)] == [25, 20]
     call = first_chunks_sent()
     sent = sent_tasks(call.reply(range(20), each_s=SHORT_S))
-    assert sum(sent, ()) == tuple(range(40, 50))
+    assert sum(sent, ()) == tuple(range(40, 90))
     assert call.state.hold_until_s is None
 
 
 def test_nor_for_more_than_a_chunk_of_full_length_for_each_slot():
     call = first_chunks_sent()
-    assert sent_tasks(call.arrive(1989)) == []
+    assert sent_tasks(call.arrive(1949)) == []
     assert sum(sent_tasks(call.arrive(1)), ()) == tuple(range(40, 1540))
 
 

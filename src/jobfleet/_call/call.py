@@ -335,7 +335,7 @@ class ParallelCall:
             if input_ended(self._setup.parallel):
                 self._n_to_ask_for = 0
                 self._inbox.put(None)  # that there are no more may be what is waited for
-            first_are_there = not self._sent and 0 < self._state.sizer.n_first <= self._n_submitted
+            first_are_there = not self._sent and 0 < self._state.sizer.n_one_round < self._n_submitted
             if first_are_there or time.monotonic() > until:
                 break
 

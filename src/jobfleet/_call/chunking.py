@@ -149,7 +149,7 @@ class ChunkSizer:
     def batch_size(self) -> int:
         """How many tasks joblib's next batch should have."""
         size = min(self.ready_size, max(MIN_BATCH, MAX_DISPATCHED // self.n_batches))
-        if self._n_made < self.n_first:
+        if self._n_made <= self.n_one_round:
             size = min(size, self.size)  # the first chunks do not wait for others' tasks to be made
         if self._making_s:
             making_s = max(MAKING_S, MAKING_PER_SLOT_S * self.n_slots)
@@ -160,6 +160,11 @@ class ChunkSizer:
     def n_first(self) -> int:
         """How many tasks the first chunks have together that are cut by a guess; 0 without one."""
         return self.n_slots * self.size if self.guessed else 0
+
+    @property
+    def n_one_round(self) -> int:
+        """So many tasks are one chunk for each slot, cut by a guess, if no more come; 0 without one."""
+        return 2 * self.n_first
 
     @property
     def _target_s(self) -> float:
@@ -277,8 +282,8 @@ class ChunkSizer:
             return min(most, max(least, ceil(n_queued / n_chunks)))
         # No slot gets more than its part of all that is left.
         part = ceil((n_queued + n_sent) / self.n_slots)
-        if self.guessed and part <= 2 * self.size:
-            return part  # all goes in one round
+        if n_queued + n_sent <= self.n_one_round:
+            return part
         least = min(least, part)
         if not self.queued:
             return min(most, max(least, ceil(n_queued * PART / self.n_slots)))

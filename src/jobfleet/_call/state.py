@@ -768,7 +768,7 @@ class CallState:
             return is_idle or self.input_ended or self._n_queued >= self.sizer.n_slots * self.sizer.ready_size
         if self.limits.help_s:
             return self._paused and (self.input_ended or self._n_queued * self.sizer.mean_s > self.limits.help_s)
-        return self.input_ended or self._n_queued >= self._concurrency(self.slots) * self.sizer.size
+        return self.input_ended or self._n_queued > self.sizer.n_one_round
 
     def _send(self, commands: list[Command], now_s: float) -> None:
         here = bool(self._queue) and not self._next_chunk and self._runs_here()
