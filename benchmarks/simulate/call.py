@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +51,8 @@ class Simulated:
     slots: int
     best_s: float
     """What it would take the best schedule that does not know the durations, with the same costs."""
+    longest_wait_s: float
+    """How long joblib waited at most for a batch's results, in order: what a `timeout` bounds."""
     chunks: int
     stolen: int
     course: list[float]
@@ -66,9 +69,9 @@ class Simulated:
         return self.work_s / (self.slots * self.best_s)
 
 
-def simulate(durations: Sequence[float], slots: int, costs: Costs) -> Simulated:
-    """Run a call of tasks with these durations on a cluster with so many slots."""
-    call = _Call(durations, slots, costs)
+def simulate(durations: Sequence[float], slots: int, costs: Costs, timeout_s: float | None = None) -> Simulated:
+    """Run a call of tasks with these durations on a cluster with so many slots; no timeout ends it."""
+    call = _Call(durations, slots, costs, timeout_s)
     wall_s = call.run()
     cluster = call.cluster
     return Simulated(
@@ -76,6 +79,7 @@ def simulate(durations: Sequence[float], slots: int, costs: Costs) -> Simulated:
         work_s=sum(durations),
         slots=slots,
         best_s=best(durations, slots, costs),
+        longest_wait_s=call.longest_wait_s(),
         chunks=len(cluster.ran),
         stolen=cluster.stolen,
         course=_course(cluster.ran, wall_s, slots),
@@ -107,16 +111,17 @@ def best(durations: Sequence[float], slots: int, costs: Costs) -> float:
 
 
 class _Call:
-    def __init__(self, durations: Sequence[float], slots: int, costs: Costs) -> None:
+    def __init__(self, durations: Sequence[float], slots: int, costs: Costs, timeout_s: float | None) -> None:
         self._durations = durations
         self._slots = slots
         self._costs = costs
         self._clock = Clock()
-        self._state = CallState(replace(LIMITS, queued=costs.queued), slots)
+        self._state = CallState(replace(LIMITS, queued=costs.queued, timeout_s=timeout_s), slots)
         self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.batch_size)
         self.cluster = Cluster(self._clock, slots, costs, self._reply, self._cut)
         self._inbox: deque[Event] = deque()
         self._deliveries: deque[Deliver] = deque()
+        self._delivered_s: dict[int, float] = {}
         self._to_ask_for = 0
         self._left = len(durations)
         self._made = 0
@@ -130,6 +135,11 @@ class _Call:
         self._watch()
         self._clock.run(until=lambda: not self._left)
         return max(self._clock.now_s, self._free_s)
+
+    def longest_wait_s(self) -> float:
+        """Give how long the results of a batch came after those of all before it."""
+        taken_s = itertools.accumulate((at_s for _, at_s in sorted(self._delivered_s.items())), max, initial=0.0)
+        return max(later_s - earlier_s for earlier_s, later_s in itertools.pairwise(taken_s))
 
     def _arrive(self, size: int) -> None:
         """Take a batch; joblib makes a batch for each slot before it hands over the first."""
@@ -174,7 +184,9 @@ class _Call:
             while self._to_ask_for and self._free_s < until_s:
                 self._to_ask_for = self._to_ask_for - 1 if self._dispatch() else 0
         elif self._deliveries:
-            self._left -= len(self._deliveries.popleft().results)
+            delivery = self._deliveries.popleft()
+            self._delivered_s[delivery.batch] = self._clock.now_s
+            self._left -= len(delivery.results)
             self._dispatch()
         if self._inbox or self._deliveries or self._to_ask_for:
             self._wake()

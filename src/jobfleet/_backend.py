@@ -199,6 +199,7 @@ class JobfleetBackend(ParallelBackendBase):
             help_s=session.help_s,
             speculation=options.speculation,
             deaths=session.callers.deaths,
+            timeout_s=self.parallel.timeout,
         )
         scattered = self._template._sent_ahead(session.keeper)
         if scattered:

@@ -113,3 +113,17 @@ def test_workers_seldom_say_that_they_live_and_are_not_taken_for_silent(program)
 def test_the_slots_there_can_be_are_those_it_was_started_with(program):
     body = 'client = embedded_client()\nos.environ["LOKY_MAX_CPU_COUNT"] = "1"\nprint(embedded_slots(client).most)\n'
     assert program.run_script("from jobfleet._engine.embedded import embedded_slots\n" + body) == "2\n"
+
+
+TIMEOUT = """
+from joblib import Parallel, delayed, parallel_config
+
+with parallel_config("dask", n_jobs=2):
+    for return_as in ("list", "generator"):  # what tasks take is known from then on
+        results = Parallel(timeout=1, return_as=return_as)(delayed(time.sleep)(0.05) for _ in range(120))
+        print(set(results))
+"""
+
+
+def test_short_tasks_do_not_time_out_for_going_together(program):
+    assert program.run_script(TIMEOUT) == "{None}\n{None}\n"

@@ -331,6 +331,17 @@ def test_a_chunk_that_does_not_wait_behind_another_one_may_last_longer():
     assert sizer.size * 0.01 == pytest.approx(QUEUED_TARGET_S)
 
 
+@pytest.mark.parametrize(
+    ("slots", "timeout_s", "seconds"), [(2, 1.0, 0.25), (2, 0.0, 0.02), (500, 1.0, 0.5), (2, 60, 1.0)]
+)
+def test_with_a_timeout_chunks_last_a_part_of_it_unless_slots_are_too_many(slots, timeout_s, seconds):
+    sizer = ChunkSizer(slots, queued=True)
+    sizer.timeout_s = timeout_s
+    for _ in range(3):
+        sizer.observe(sizer.size, sizer.size * 0.01)
+    assert sizer.size * 0.01 == pytest.approx(seconds)
+
+
 def test_a_chunk_is_given_twice_the_time_it_should_take_and_not_less_than_a_moment():
     sizer = sized_by(*[0.01] * 20)
     assert sizer.budget_s(20) == pytest.approx(0.4)

@@ -55,6 +55,14 @@ def test_no_call_is_better_than_the_work_allows():
     assert sum(outcome.course) / 10 == pytest.approx(outcome.used, abs=0.01)
 
 
+@pytest.mark.parametrize("timeout_s", [0.5, 2.0])
+@pytest.mark.parametrize(("slots", "costs"), [(2, ONE_MACHINE), (10, Costs()), (100, Costs())])
+def test_results_come_in_time_for_a_timeout(slots, costs, timeout_s):
+    tasks = constant(1000 * slots, 0.01).tolist()
+    assert simulate(tasks, slots, costs, timeout_s).longest_wait_s < timeout_s / 2
+    assert simulate(tasks, slots, costs).longest_wait_s > timeout_s / 4, "or else there is nothing to see to"
+
+
 class Recorder(ParallelBackendBase):
     """Run batches in the caller's thread, and note their sizes in the order of dispatch."""
 

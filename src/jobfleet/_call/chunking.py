@@ -42,6 +42,10 @@ def least_s(n_slots: int, is_all: bool) -> float:
     return max(LEAST_S, (LEAST_PER_SLOT_S if is_all else LEAST_BEFORE_END_PER_SLOT_S) * n_slots)
 
 
+#: With a `timeout` chunks last no longer than this part of it, if slots are not too many for that. joblib waits so long
+#: for a batch's results after those of the one before, which may have come long before the next chunk began.
+PART_OF_TIMEOUT = 0.25
+
 #: A chunk returns what it has when it has run twice as long as it should have, but not before this time.
 LEAST_BUDGET_S = 0.1
 
@@ -110,6 +114,8 @@ class ChunkSizer:
     n_slots: int
     queued: bool
     """See `Slots.queued`."""
+    timeout_s: float | None
+    """The call fails if no result comes for so long."""
     n_batches: int
     """How many batches joblib makes at a time: as many as it has jobs, whatever slots there now are."""
     size: int
@@ -133,6 +139,7 @@ class ChunkSizer:
     def __init__(self, n_slots: int, queued: bool = False) -> None:
         self.n_slots = self.n_batches = n_slots
         self.queued = queued
+        self.timeout_s = None
         self.size = 1
         self.mean_s = None
         self.guessed = False
@@ -168,7 +175,10 @@ class ChunkSizer:
 
     @property
     def _target_s(self) -> float:
-        return target_s(self.n_slots, self.queued)
+        seconds = target_s(self.n_slots, self.queued)
+        if self.timeout_s is None:
+            return seconds
+        return min(seconds, max(PART_OF_TIMEOUT * self.timeout_s, least_s(self.n_slots, is_all=False)))
 
     @property
     def ready_size(self) -> int:

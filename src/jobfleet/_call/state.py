@@ -221,6 +221,8 @@ class CallLimits:
     """The last tasks may run a second time where they take long."""
     deaths: int = 0
     """How many workers have died with the task that makes the call, which count for each of its tasks."""
+    timeout_s: float | None = None
+    """joblib fails the call if no batch's results come for so long."""
 
 
 @dataclass(slots=True)
@@ -330,6 +332,7 @@ class CallState:
         self._suspects = runs_by_itself(self.limits.deaths)
         self._first_concurrency = self.sizer.n_slots = self._concurrency(self.slots)
         self.sizer.queued = self.limits.queued
+        self.sizer.timeout_s = self.limits.timeout_s
         self.sizer.n_batches = max(2, self.limits.n_jobs, self._first_concurrency)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
