@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from .counts import Counter
 from .measure import Measurement
 from .report import summary, table
 from .results import RowResult, load, save
@@ -53,12 +52,10 @@ def main(
                 measurement.time(row, result, lambda: save(path, results))
                 click.echo(f"{row.name}: {summary(result)}", err=True)
             # Last: counting slows everything down that comes after.
-            counted = [row for row in chosen if row.counted]
-            if counted:
-                counter = Counter(on)
-                for row in counted:
-                    measurement.count(row, counter, results[row.name])
-                save(path, results)
+            for row in chosen:
+                if row.counted:
+                    measurement.count(row, results[row.name])
+                    save(path, results)
     click.echo(table(results))
     if picture is not None:
         from .picture import draw  # matplotlib is there only with the dependency group "bench"

@@ -1,4 +1,4 @@
-"""Messages, turns of event loops and Dask tasks, counted in the client (with its scheduler) and in the workers.
+"""Messages, turns of event loops and Dask tasks, counted in the client, the scheduler and the workers.
 
 Counting slows things down a little, so what is counted is not timed.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,13 +54,15 @@ def read() -> dict[str, int]:
 
 
 class Counter:
-    """Count what one run of a workload takes on a cluster, over all processes."""
+    """Count what one run of a workload takes on a subject's cluster, over all processes, while it is alone."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._clients = set(cluster.clients.values())
+    def __init__(self, cluster: Cluster, subject: str) -> None:
+        self._client = cluster.clients[subject]
+        self._has_scheduler_apart = self._client.run_on_scheduler(os.getpid) != os.getpid()
         install()
-        for client in self._clients:
-            client.run(install)
+        if self._has_scheduler_apart:
+            self._client.run_on_scheduler(install)
+        self._client.run(install)
         # What asking takes, and what goes on when nothing is done: heartbeats, ticks of the loops.
         self._of_asking = self._between(self._read(), self._read())
         clock = CpuClock()
@@ -89,7 +92,9 @@ class Counter:
         }
 
     def _read(self) -> dict[str, float]:
-        everywhere = [read(), *(one for client in self._clients for one in client.run(read).values())]
+        everywhere = [read(), *self._client.run(read).values()]
+        if self._has_scheduler_apart:
+            everywhere.append(self._client.run_on_scheduler(read))
         return {name: float(sum(one[name] for one in everywhere)) for name in everywhere[0]}
 
     @staticmethod

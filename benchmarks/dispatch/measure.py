@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..machine import facts
 from .counts import Counter
@@ -39,6 +39,7 @@ class Measurement:
     repeats: int
     quick: bool
     quiet_s: float
+    _counters: dict[str, Counter] = field(default_factory=dict)
 
     def time(self, row: Row, result: RowResult, keep: Callable[[], None]) -> None:
         """Add to what was measured of a row; `keep` is called after each repeat."""
@@ -64,11 +65,14 @@ class Measurement:
                 result.samples.setdefault(MACHINE, []).append({"wall_s": wall_s})
             keep()
 
-    def count(self, row: Row, counter: Counter, result: RowResult) -> None:
+    def count(self, row: Row, result: RowResult) -> None:
         """Count messages and CPU time, in a run that is not timed."""
         prepared = row.prepare(self.on.slots, self.quick)
         for subject in DASK:
             if subject in self.subjects:
-                with self.on.using(subject):
-                    counts = counter.count(prepared.workloads[subject], prepared.facts.get("work_s", 0.0))
+                with self.on.alone(subject), self.on.using(subject):
+                    if subject not in self._counters:
+                        self._counters[subject] = Counter(self.on, subject)
+                    workload, work_s = prepared.workloads[subject], prepared.facts.get("work_s", 0.0)
+                    counts = self._counters[subject].count(workload, work_s)
                 result.counts[subject] = counts

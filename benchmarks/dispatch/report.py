@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..columns import aligned
-from .results import MACHINE, Results, RowResult
+from .results import MACHINE, Results, RowResult, divided
 from .rows import ROWS, Row
 from .subjects import SUBJECTS
 
@@ -36,14 +36,15 @@ def _times(rows: Iterable[Row], results: Results) -> str:
 
 
 def _expected(rows: Iterable[Row], results: Results) -> str:
-    lines = [["row", "expected", "is", "met"]]
+    lines = [["row", "expected", "is", "met", "of what the machine gave"]]
     for row in rows:
         for expectation in row.expected:
             value = expectation.value(results[row.name], results)
             met = "?" if value is None else "yes" if expectation.met(value) else "no"
             if expectation.stretch:
                 met += " (stretch)"
-            lines.append([row.name, expectation.text, _number(value, 3), met])
+            of_machine = divided(value, results[row.name].used(MACHINE)) if expectation.of_machine else None
+            lines.append([row.name, expectation.text, _number(value, 3), met, _number(of_machine, 3)])
     return "\n".join(["What is expected of jobfleet", "", *aligned(lines)])
 
 

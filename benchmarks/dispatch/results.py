@@ -57,6 +57,8 @@ class Expectation:
     value: Callable[[RowResult, Results], float | None]
     at_least: float | None = None
     at_most: float | None = None
+    of_machine: bool = False
+    """It is a part of the cores' time, of which the machine may not give all."""
     stretch: bool = False
     """Wished for, not demanded."""
 

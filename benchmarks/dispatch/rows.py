@@ -62,7 +62,7 @@ def time_of(subject: str, bound: float) -> Expectation:
 
 def used(bound: float) -> Expectation:
     """Expect the tasks to take that part of the cores' time."""
-    return Expectation(f">= {bound:g} of the cores' time", lambda row, _: row.used("jobfleet"), at_least=bound)
+    return Expectation(f">= {bound:g} of the cores' time", lambda row, _: row.used("jobfleet"), bound, of_machine=True)
 
 
 def of_best(bound: float) -> Expectation:
@@ -71,6 +71,7 @@ def of_best(bound: float) -> Expectation:
         f">= {bound:g} of the best schedule",
         lambda row, _: divided(row.facts["best_s"], row.median("jobfleet")),
         at_least=bound,
+        of_machine=True,
     )
 
 

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import joblib
-from distributed import Client, LocalCluster
+import psutil
+from distributed import Client
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config, register_parallel_backend
 from joblib._dask import DaskDistributedBackend
 
 import jobfleet  # noqa: F401  # registers "jobfleet", and "dask" in place of joblib's own
 from jobfleet._engine.embedded import close_embedded, embedded_client
+
+from .local_cluster import local_cluster
 
 register_parallel_backend("builtin", DaskDistributedBackend)
 
@@ -43,12 +46,13 @@ class Cluster:
 
     @contextlib.contextmanager
     def alone(self, subject: str) -> Iterator[None]:
-        """Stop the workers of clusters that are not a subject's for the length of a block.
+        """Stop the processes of clusters that are not a subject's for the length of a block.
 
-        What they do when idle would take a tenth of a processor from it.
+        What they do when idle would take a tenth of a processor from it. The embedded cluster's scheduler goes on:
+        it is in this process.
         """
         others = {client for client in self.clients.values() if client is not self.clients.get(subject)}
-        pids = [pid for client in others for pid in client.run(os.getpid).values()]
+        pids = [pid for client in others for pid in processes(client)]
         try:
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
@@ -58,6 +62,14 @@ class Cluster:
                 os.kill(pid, signal.SIGCONT)
             for client in others:
                 client.run(os.getpid)  # which they answer when they have done what was due meanwhile
+
+
+def processes(client: Client) -> list[int]:
+    """Give those of a client's cluster, but for this one."""
+    scheduler = client.run_on_scheduler(os.getpid)
+    if scheduler == os.getpid():
+        return list(client.run(os.getpid).values())
+    return [scheduler, *(child.pid for child in psutil.Process(scheduler).children(recursive=True))]
 
 
 @contextlib.contextmanager
@@ -80,9 +92,7 @@ def cluster(kind: str) -> Iterator[Cluster]:
             stack.callback(close_embedded)
             clients = dict.fromkeys(("jobfleet", "builtin"), embedded_client())
         if kind != "embedded":
-            local = stack.enter_context(
-                LocalCluster(n_workers=slots, threads_per_worker=1, processes=True, dashboard_address=None)
-            )
-            client = stack.enter_context(Client(local, set_as_default=False))
+            address = stack.enter_context(local_cluster(slots))
+            client = stack.enter_context(Client(address, set_as_default=False))
             clients = {"jobfleet": client, **clients, "builtin": client}
         yield Cluster(kind, clients, slots)

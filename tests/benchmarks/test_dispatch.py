@@ -29,28 +29,30 @@ def test_runs_rows_in_turns_checks_them_and_keeps_what_it_measured(tmp_path):
         assert text in done.stdout
 
 
-#: Prints, for each subject in its turn, whose processes ran its tasks, and whose workers stood still meanwhile.
+#: Prints, for each subject in its turn, whose processes ran its tasks, and whose stood still meanwhile.
 TURNS = """
 import json, os
 import psutil
 from joblib import Parallel, delayed
-from benchmarks.dispatch.subjects import cluster
+from benchmarks.dispatch.subjects import cluster, processes
 
 with cluster("own") as on:
-    workers = {name: set(on.clients[name].run(os.getpid).values()) for name in ("jobfleet", "builtin")}
+    of_cluster = {name: set(processes(on.clients[name])) for name in ("jobfleet", "builtin")}
+    assert on.clients["builtin"].run_on_scheduler(os.getpid) in of_cluster["builtin"]
+    assert all(set(on.clients[name].run(os.getpid).values()) <= pids for name, pids in of_cluster.items())
     for subject in ("jobfleet", "builtin", "loky"):
         with on.alone(subject), on.using(subject):
             ran = set(Parallel()(delayed(os.getpid)() for _ in range(4)))
-            still = {pid for pids in workers.values() for pid in pids if psutil.Process(pid).status() == "stopped"}
-        of = [name for name, pids in workers.items() if ran <= pids]
-        stopped = [name for name, pids in workers.items() if pids <= still]
+            still = {pid for pids in of_cluster.values() for pid in pids if psutil.Process(pid).status() == "stopped"}
+        of = [name for name, pids in of_cluster.items() if ran <= pids]
+        stopped = [name for name, pids in of_cluster.items() if pids <= still]
         print(json.dumps([subject, of, stopped]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_workers_of_other_clusters_stand_still_while_one_is_measured():
+def test_processes_of_other_clusters_stand_still_while_one_is_measured():
     command = [sys.executable, "-c", TURNS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
