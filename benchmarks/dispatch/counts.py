@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from distributed.comm.inproc import InProc
 from distributed.comm.tcp import TCP
 
 from ..machine import CpuClock
-from .subjects import Cluster
+from .subjects import Cluster, everywhere
 from .workloads import Workload
 
 #: How long a cluster without work is watched: what it does then is taken off what is counted.
@@ -58,11 +57,8 @@ class Counter:
 
     def __init__(self, cluster: Cluster, subject: str) -> None:
         self._client = cluster.clients[subject]
-        self._has_scheduler_apart = self._client.run_on_scheduler(os.getpid) != os.getpid()
         install()
-        if self._has_scheduler_apart:
-            self._client.run_on_scheduler(install)
-        self._client.run(install)
+        everywhere(self._client, install)
         # What asking takes, and what goes on when nothing is done: heartbeats, ticks of the loops.
         self._of_asking = self._between(self._read(), self._read())
         clock = CpuClock()
@@ -92,10 +88,8 @@ class Counter:
         }
 
     def _read(self) -> dict[str, float]:
-        everywhere = [read(), *self._client.run(read).values()]
-        if self._has_scheduler_apart:
-            everywhere.append(self._client.run_on_scheduler(read))
-        return {name: float(sum(one[name] for one in everywhere)) for name in everywhere[0]}
+        counted = [read(), *everywhere(self._client, read)]
+        return {name: float(sum(one[name] for one in counted)) for name in counted[0]}
 
     @staticmethod
     def _between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:

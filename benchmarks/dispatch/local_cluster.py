@@ -21,7 +21,10 @@ def local_cluster(n_workers: int) -> Iterator[str]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError("the LocalCluster has not started; it says why above")
+        yield address
     finally:
         process.stdin.close()
         process.wait(30)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import joblib
-import psutil
 from distributed import Client
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config, register_parallel_backend
 from joblib._dask import DaskDistributedBackend
@@ -22,6 +21,8 @@ from jobfleet._engine.embedded import close_embedded, embedded_client
 from .local_cluster import local_cluster
 
 register_parallel_backend("builtin", DaskDistributedBackend)
+
+T = TypeVar("T")
 
 #: In the order of the tables.
 SUBJECTS = ("jobfleet", "builtin", "loky", "threading")
@@ -52,7 +53,7 @@ class Cluster:
         it is in this process.
         """
         others = {client for client in self.clients.values() if client is not self.clients.get(subject)}
-        pids = [pid for client in others for pid in processes(client)]
+        pids = [pid for client in others for pid in everywhere(client, os.getpid)]
         try:
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
@@ -64,12 +65,12 @@ class Cluster:
                 client.run(os.getpid)  # which they answer when they have done what was due meanwhile
 
 
-def processes(client: Client) -> list[int]:
-    """Give those of a client's cluster, but for this one."""
-    scheduler = client.run_on_scheduler(os.getpid)
-    if scheduler == os.getpid():
-        return list(client.run(os.getpid).values())
-    return [scheduler, *(child.pid for child in psutil.Process(scheduler).children(recursive=True))]
+def everywhere(client: Client, function: Callable[[], T]) -> list[T]:
+    """Call a function in the processes of a client's cluster, but for this one."""
+    results = list(client.run(function).values())
+    if client.run_on_scheduler(os.getpid) != os.getpid():
+        results.append(client.run_on_scheduler(function))
+    return results
 
 
 @contextlib.contextmanager

@@ -34,12 +34,15 @@ TURNS = """
 import json, os
 import psutil
 from joblib import Parallel, delayed
-from benchmarks.dispatch.subjects import cluster, processes
+from benchmarks.dispatch.subjects import cluster
 
 with cluster("own") as on:
-    of_cluster = {name: set(processes(on.clients[name])) for name in ("jobfleet", "builtin")}
-    assert on.clients["builtin"].run_on_scheduler(os.getpid) in of_cluster["builtin"]
-    assert all(set(on.clients[name].run(os.getpid).values()) <= pids for name, pids in of_cluster.items())
+    clients = {name: on.clients[name] for name in ("jobfleet", "builtin")}
+    of_cluster = {
+        name: {client.run_on_scheduler(os.getpid), *client.run(os.getpid).values()} - {os.getpid()}
+        for name, client in clients.items()
+    }
+    assert [len(pids) for pids in of_cluster.values()] == [on.slots, on.slots + 1], "the built-in's scheduler is apart"
     for subject in ("jobfleet", "builtin", "loky"):
         with on.alone(subject), on.using(subject):
             ran = set(Parallel()(delayed(os.getpid)() for _ in range(4)))

@@ -119,7 +119,7 @@ TIMEOUT = """
 from joblib import Parallel, delayed, parallel_config
 
 with parallel_config("dask", n_jobs=2):
-    for return_as in ("list", "generator"):  # what tasks take is known from then on
+    for return_as in ("list", "generator"):
         results = Parallel(timeout=1, return_as=return_as)(delayed(time.sleep)(0.05) for _ in range(120))
         print(set(results))
 """
