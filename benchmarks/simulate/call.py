@@ -188,8 +188,10 @@ class _Call:
             self._delivered_s[delivery.batch] = self._clock.now_s
             self._left -= len(delivery.results)
             self._dispatch()
-        if self._inbox or self._deliveries or self._to_ask_for:
+        if self._inbox or self._deliveries or self._to_ask_for or self._joblib.ended != self._state.input_ended:
             self._wake()
+        elif self._state.hold_until_s is not None:
+            self._clock.at(max(self._free_s, self._state.hold_until_s), self._turn)
 
     def _dispatch(self) -> bool:
         """Have joblib dispatch a batch, if it has one."""

@@ -51,7 +51,7 @@ def test_a_small_reply_is_not_asked_for(watched):
 
 def test_a_larger_reply_is_collected(watched):
     client, _, asked = watched
-    sizes = [10, 100_000, 10, 200_000]
+    sizes = [10, 300_000, 10, 600_000]
     with parallel_config("dask", client=client):
         assert Parallel(batch_size=1)(delayed(text)(n) for n in sizes) == list(map(text, sizes))
     assert asked["gather"] > 0

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from jobfleet._call.chunking import (
     BATCH_S,
+    GATHERED_S,
     GUESSED_S,
     LEAST_BUDGET_S,
+    LEAST_S,
     LEAST_TIMED,
     MAKING_PER_SLOT_S,
     MAKING_S,
@@ -22,6 +24,7 @@ from jobfleet._call.chunking import (
     READY_PER_SLOT_NBYTES,
     TARGET_S,
     TASK_NBYTES,
+    UNREAD_CHUNKS,
     YIELDED_S,
     ChunkSizer,
     target_s,
@@ -153,6 +156,35 @@ def test_it_is_known_whether_tasks_take_longer_to_make_than_to_do(slots):
     assert not sizer.is_fed_slowly
     sizer.observe_making(10, 10 * 0.003 + BATCH_S)
     assert sizer.is_fed_slowly
+
+
+@pytest.mark.parametrize(("task_s", "n_tasks"), [(1e-5, 200), (LEAST_S / 50, 50), (3e-3, 1)])
+def test_a_chunk_waits_for_what_is_made_soon_and_not_longer_than_it_lasts(task_s, n_tasks):
+    sizer = ChunkSizer(20)
+    for _ in range(60):
+        sizer.observe(sizer.size, sizer.size * task_s)
+    sizer.observe_making(1000, 1000 * GATHERED_S / 200 + BATCH_S)
+    assert sizer.gathered_size == pytest.approx(n_tasks, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("queued", "nested", "n_chunks"), [(True, False, UNREAD_CHUNKS), (True, True, 1), (False, False, 1)]
+)
+def test_replies_may_lie_unread_only_where_chunks_may_wait(queued, nested, n_chunks):
+    sizer = ChunkSizer(2, queued)
+    sizer.guess(1e-5, nested)
+    sizer.observe_making(1000, 1000 * 1e-4 + BATCH_S)
+    assert sizer.chunks_per_slot() == n_chunks
+    sizer.observe(100, 100 * 1e-5)
+    assert (sizer.chunks_per_slot() == UNREAD_CHUNKS) == queued
+
+
+def test_the_last_tasks_are_no_more_chunks_than_are_worth_it_where_they_are_done_faster_than_made():
+    sizer = sized_by(*[1e-5] * 20)
+    assert sizer.share(100, 0, is_all=True) == 50
+    sizer.observe_making(1000, 1000 * GATHERED_S / 200 + BATCH_S)
+    assert sizer.share(100, 0, is_all=True) >= 100
+    assert sizer.share(300, 0, is_all=True) == 150
 
 
 def test_nor_for_what_takes_long_to_make():

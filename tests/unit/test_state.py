@@ -2,7 +2,16 @@
 
 import pytest
 
-from jobfleet._call.chunking import MAKING_S, MAX_WAITING_S, MIN_MOVED_S, TARGET_S, ChunkSizer
+from jobfleet._call.chunking import (
+    BATCH_S,
+    GATHERED_S,
+    MAKING_S,
+    MAX_WAITING_S,
+    MIN_MOVED_S,
+    TARGET_S,
+    UNREAD_CHUNKS,
+    ChunkSizer,
+)
 from jobfleet._call.durations import Known
 from jobfleet._call.recovery import MAX_DATA_LOSSES, MAX_UNSTARTED_LOSSES
 from jobfleet._call.state import (
@@ -1101,6 +1110,98 @@ def test_nor_for_more_than_a_chunk_of_full_length_for_each_slot():
     call = first_chunks_sent()
     assert sent_tasks(call.arrive(1949)) == []
     assert sum(sent_tasks(call.arrive(1)), ()) == tuple(range(40, 1540))
+
+
+def fed_slowly(made_s=GATHERED_S / 10, **changes):
+    """Give a call whose tasks take so long to make, and no time to do; one runs, and a slot has nothing to do."""
+    call = Call(slots=2, **{"streamed": True, "ahead_per_slot": 2.0, **changes})
+    call.state.sizer.observe_making(100, 100 * made_s + BATCH_S)
+    call.arrive(1)
+    call.arrive(1)
+    call.reply([0], each_s=1e-5)
+    assert call.sent
+    return call
+
+
+def test_few_tasks_wait_for_others_where_these_take_longer_to_make_than_to_do():
+    call = fed_slowly()
+    assert sent_tasks(call.arrive(9)) == []
+    assert sent_tasks(call.arrive(1)) == [tuple(range(2, 12))]
+    assert sent_tasks(call.arrive(1)) == [], "and so on"
+
+
+def test_but_no_longer_than_these_should_take():
+    call = fed_slowly()
+    call.arrive(9)
+    assert call.state.hold_until_s == call.now_s + GATHERED_S
+    assert sent_tasks(call.consume(0)) == []
+    call.now_s += GATHERED_S
+    assert sent_tasks(call.consume(0)) == [tuple(range(2, 11))]
+    assert call.state.hold_until_s is None
+
+
+def end_input(call):
+    call.state.input_ended = True
+
+
+def have_them_take_long(call):
+    call.state.sizer.observe(1, 1.0)
+
+
+@pytest.mark.parametrize("change", [end_input, have_them_take_long])
+def test_nor_without_a_reason(change):
+    call = fed_slowly()
+    assert sent_tasks(call.arrive(9)) == []
+    change(call)
+    assert sent_tasks(call.consume(0))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fed_slowly(made_s=2 * GATHERED_S),  # the next one is not there in that time
+        lambda: fed_slowly(fixed_batches=True),
+    ],
+)
+def test_nor_do_such_that_would_wait_alone(call):
+    assert sent_tasks(call().arrive(1)) == [(2,)]
+
+
+def test_nor_where_joblib_is_to_dispatch_no_more():
+    call = fed_slowly(ahead_per_slot=None)
+    assert call.asked == 0
+    assert sent_tasks(call.arrive(1)) == [(2,)], "it came for the one that was delivered"
+
+
+def guessed_to_be_fed_slowly(**changes):
+    """Give a call whose first chunks run, by a guess, and the chunks that go with them.
+
+    A hundred of its tasks are made in the time for which a chunk waits, and done in half of that.
+    """
+    call = KnownCall(**changes)
+    call.state.sizer.observe_making(1000, 1000 * GATHERED_S / 100 + BATCH_S)
+    return call, sent_tasks(call.arrive(801, each_s=GATHERED_S / 200))
+
+
+def test_where_tasks_are_done_faster_than_made_more_go_before_any_reply_is_read():
+    call, sent = guessed_to_be_fed_slowly(queued=True)
+    assert [len(tasks) for tasks in sent] == [200, 200, 201, 200]
+    for _ in range(2 * UNREAD_CHUNKS - 4):
+        assert sent_tasks(call.arrive(99)) == []
+        assert [len(tasks) for tasks in sent_tasks(call.arrive(1))] == [100]
+    assert sent_tasks(call.arrive(200)) == []
+
+
+def test_but_not_on_slots_where_nothing_may_wait():
+    call, sent = guessed_to_be_fed_slowly()
+    assert len(sent) == 2
+    assert sent_tasks(call.arrive(200)) == []
+
+
+def test_the_rest_is_shared_out_as_if_what_was_sent_before_were_done():
+    call, _ = guessed_to_be_fed_slowly(queued=True)
+    assert sent_tasks(call.arrive(90)) == []
+    assert [len(tasks) for tasks in call.end_input()] == [45, 45]
 
 
 def all_known(n_tasks, slots=2):

@@ -365,6 +365,8 @@ class ParallelCall:
     def _patience_s(self) -> float:
         """Give how long to wait for a message."""
         hold_until_s = self._state.hold_until_s
+        if hold_until_s is not None and input_ended(self._setup.parallel) and not self._state.input_ended:
+            return 0.0  # there may be nothing more to wait for
         return _IDLE_S if hold_until_s is None else max(0.0, hold_until_s - time.monotonic())
 
     def _events(self, message: Any) -> Iterator[Event]:

@@ -60,6 +60,13 @@ MAX_WAITING_S = 1.0
 #: come behind that task.
 MIN_MOVED_S = 0.1
 
+#: Where slots do tasks faster than the client makes them, a chunk waits while it has less than is made in this time, or
+#: done in that of the shortest chunk: it would cost the processors, which the client needs, more than what is in it.
+GATHERED_S = 0.02
+
+#: There a slot may have so many chunks: they are done long before the client, which makes others, comes to read it.
+UNREAD_CHUNKS = 4
+
 #: A chunk carries no more than this, however short its tasks: it passes through the client and the scheduler whole.
 MAX_CHUNK_NBYTES = 8 * 2**20
 
@@ -217,6 +224,13 @@ class ChunkSizer:
         return self.mean_s is not None and self._making_s * self.n_slots > self.mean_s * self._n_made
 
     @property
+    def gathered_size(self) -> int:
+        """How many tasks a chunk waits for while more are about to be made."""
+        if self.mean_s is None or not self.is_fed_slowly:
+            return 1
+        return int(min(GATHERED_S * self._n_made / self._making_s, LEAST_S / self.mean_s))
+
+    @property
     def _full_size(self) -> int:
         """How many tasks take as long as a chunk should."""
         return max(1, int(self._target_s / (self.mean_s or self._target_s)))
@@ -276,7 +290,7 @@ class ChunkSizer:
         Parameters
         ----------
         n_queued, n_sent
-            Tasks.
+            Tasks. Without those sent that may be taken to be done.
         is_all
             Whether no more will come.
         span_s
@@ -292,6 +306,8 @@ class ChunkSizer:
             return min(most, max(least, ceil(n_queued / n_chunks)))
         # No slot gets more than its part of all that is left.
         part = ceil((n_queued + n_sent) / self.n_slots)
+        if not self.guessed:
+            part = max(part, self.gathered_size // 2)
         if n_queued + n_sent <= self.n_one_round:
             return part
         least = min(least, part)
@@ -313,9 +329,11 @@ class ChunkSizer:
         return max(LEAST_BUDGET_S, 2 * n_tasks * (self.mean_s or 0.0))
 
     def chunks_per_slot(self) -> int:
-        """Give how many chunks a slot has: one runs, and one waits if it is known that it may."""
+        """Give how many chunks a slot has: one runs, and one waits if it is known that it may; or their replies do."""
         if self.mean_s is None:
             return 1
+        if self.queued and self.is_fed_slowly and (self._may_wait or not self.guessed):
+            return UNREAD_CHUNKS
         if self.guessed:
             return 2 if self._may_wait else 1
         return 2 if self.queued or MIN_WAITING_S <= self.mean_s * self.size <= MAX_WAITING_S else 1

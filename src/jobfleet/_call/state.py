@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from .._engine.base import LostKind
-from .chunking import MIN_MOVED_S, ChunkSizer
+from .chunking import GATHERED_S, MIN_MOVED_S, ChunkSizer
 from .durations import Known
 from .recovery import (
     MAX_UNSTARTED_LOSSES,
@@ -317,7 +317,7 @@ class CallState:
     _stalled: bool = False
     """No chunk has come back for a while, though tasks wait."""
     hold_until_s: float | None = None
-    """Until then the first tasks, or those after the first chunks, wait for others, unless all are there before."""
+    """Until then the first tasks, those after the first chunks, or few, wait for others, unless enough come before."""
     _paused: bool = False
     """joblib dispatches only what it is asked for, or what it owes for batches that were delivered."""
     _first_concurrency: int = 0
@@ -755,17 +755,18 @@ class CallState:
         return min(share, self._n_queued) * (self.sizer.mean_s or 0.0)
 
     def _holds(self, now_s: float) -> bool:
-        """Whether the call's first tasks wait for those that are about to come."""
+        """Whether tasks wait for those that are about to come."""
         if self.hold_until_s is None:
-            return False
-        if now_s >= self.hold_until_s or self._is_complete():
+            if self._gathers():
+                self.hold_until_s = now_s + GATHERED_S
+        elif now_s >= self.hold_until_s or self._is_complete():
             self.hold_until_s = None
         return self.hold_until_s is not None
 
     def _is_complete(self) -> bool:
         """Whether the next chunks would not be other ones if more tasks came, or a slot has nothing to do."""
-        if not self.sizer.guessed or self.sizer.mean_s is None:
-            return True
+        if not self.sizer.guessed or self.sizer.mean_s is None or (self._next_chunk and self.sizer.is_fed_slowly):
+            return not self._gathers()
         if self._next_chunk:
             is_idle = len(self._chunks) < self._concurrency(self.slots)
             return is_idle or self.input_ended or self._n_queued >= self.sizer.n_slots * self.sizer.ready_size
@@ -773,13 +774,21 @@ class CallState:
             return self._paused and (self.input_ended or self._n_queued * self.sizer.mean_s > self.limits.help_s)
         return self.input_ended or self._n_queued > self.sizer.n_one_round
 
+    def _gathers(self) -> bool:
+        """Whether too few tasks wait for another chunk, and joblib is about to dispatch more."""
+        if not self._queue or self.limits.fixed_batches:
+            return False
+        is_fed = self._n_awaited > 0 and not self.input_ended
+        return is_fed and self._n_queued < self.sizer.gathered_size
+
     def _send(self, commands: list[Command], now_s: float) -> None:
         here = bool(self._queue) and not self._next_chunk and self._runs_here()
+        n_done = self._n_sent if self.sizer.is_fed_slowly else 0  # as far as is known
         while self._queue and len(self._chunks) < self._max_chunks():
             head = self._next_to_send()
             if head is None:
                 return
-            chunk = self._cut(head, here, now_s)
+            chunk = self._cut(head, here, now_s, self._n_sent - n_done)
             if len(self._chunks) < self._concurrency(self.slots):
                 chunk.began_s = now_s
             number = self._add(chunk)
@@ -850,14 +859,14 @@ class CallState:
     def _deaths(self, queued: _Queued) -> int:
         return max(queued.deaths, self.limits.deaths)
 
-    def _cut(self, head: _Queued, here: bool, now_s: float) -> _Chunk:
+    def _cut(self, head: _Queued, here: bool, now_s: float, n_sent: int) -> _Chunk:
         if head.alone:
             size = 1
         elif self.limits.fixed_batches or head.deaths > self.limits.deaths or here:
             size = len(head.tasks)
         else:
             span_s = self._span_s(now_s) if self.limits.queued and self.input_ended else None
-            size = self.sizer.share(self._n_queued, self._n_sent, self.input_ended, span_s)
+            size = self.sizer.share(self._n_queued, n_sent, self.input_ended, span_s)
         tasks, head.tasks = head.tasks[:size], head.tasks[size:]
         self._n_queued -= len(tasks)
         if not head.tasks:

@@ -20,8 +20,9 @@ from distributed.utils import thread_state
 #: Under this name a copy of a reply stands in a task's metadata, and as a topic of the client's events.
 TOPIC = "jobfleet-reply"
 
-#: A larger reply is collected: it would hold up the scheduler's other messages.
-MAX_NBYTES = 2**16
+#: A larger reply is collected: it would hold up the scheduler's other messages. The largest chunk's results are 90 kB
+#: if each is a number.
+MAX_NBYTES = 2**18
 
 
 def enclose(reply: list[Any]) -> None:
