@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..machine import facts
 from .counts import Counter
-from .results import MACHINE, RowResult
-from .rows import DASK, Row
+from .plain import Elsewhere, PlainProcess
+from .results import DASK, MACHINE, RowResult
+from .rows import Row
 from .spinner import Spinners
 from .subjects import Cluster
 
@@ -21,6 +25,8 @@ class Measurement:
     ----------
     on
         Where the Dask backends run their tasks.
+    plain
+        Where the other backends run them.
     spinners
         As many processes as it has slots.
     subjects
@@ -34,6 +40,7 @@ class Measurement:
     """
 
     on: Cluster
+    plain: PlainProcess
     spinners: Spinners
     subjects: Sequence[str]
     repeats: int
@@ -46,14 +53,20 @@ class Measurement:
         prepared = row.prepare(self.on.slots, self.quick)
         result.facts = prepared.facts | {f"scale_{subject}": scale for subject, scale in prepared.scales.items()}
         result.machine = facts()
-        workloads = {subject: prepared.workloads[subject] for subject in self.subjects if subject in prepared.workloads}
+        workloads = {
+            subject: prepared.workloads[subject]
+            if subject in DASK
+            else Elsewhere(self.plain, row.name, subject, self.quick)
+            for subject in self.subjects
+            if subject in prepared.workloads
+        }
         for subject, workload in workloads.items():
-            with self.on.using(subject):
+            with self._using(subject):
                 workload.warm()
         for _ in range(self.repeats):
             for subject, workload in workloads.items():
                 self.spinners.wait_until_quiet(self.quiet_s)
-                with self.on.alone(subject), self.on.using(subject):
+                with self.on.alone(subject), self._using(subject):
                     sample = workload.once()
                 scale = prepared.scales.get(subject, 1.0)
                 scaled = {what: value * scale for what, value in sample.items() if what in ("wall_s", "cpu_s")}
@@ -64,6 +77,9 @@ class Measurement:
                     wall_s = self.spinners.spin(prepared.facts["work_s"])
                 result.samples.setdefault(MACHINE, []).append({"wall_s": wall_s})
             keep()
+
+    def _using(self, subject: str) -> AbstractContextManager[Any]:
+        return self.on.using(subject) if subject in DASK else contextlib.nullcontext()
 
     def count(self, row: Row, result: RowResult) -> None:
         """Count messages and CPU time, in a run that is not timed."""

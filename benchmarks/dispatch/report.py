@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..columns import aligned
-from .results import MACHINE, Results, RowResult, divided
+from .results import MACHINE, SUBJECTS, Results, RowResult, divided
 from .rows import ROWS, Row
-from .subjects import SUBJECTS
 
 #: Whose use of the cores' time is shown.
 _USERS = ("jobfleet", "builtin", "loky", MACHINE)

@@ -9,6 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+#: What is compared, in the order of the tables.
+SUBJECTS = ("jobfleet", "builtin", "loky", "threading")
+
+#: Those that run on Dask.
+DASK = ("jobfleet", "builtin")
+
 #: The name of what the machine gives to processes that do nothing but the work.
 MACHINE = "machine"
 

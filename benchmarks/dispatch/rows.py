@@ -11,12 +11,9 @@ import joblib
 import numpy as np
 
 from ..schedule import greedy
-from .results import Expectation, Results, RowResult, divided
-from .subjects import SUBJECTS
+from .results import DASK, SUBJECTS, Expectation, Results, RowResult, divided
 from .tasks import busy, empty
 from .workloads import Calls, EachCall, Fit, Import, Start, Stream, Workload
-
-DASK = ("jobfleet", "builtin")
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,16 @@ import jobfleet  # noqa: F401  # registers "jobfleet", and "dask" in place of jo
 from jobfleet._engine.embedded import close_embedded, embedded_client
 
 from .local_cluster import local_cluster
+from .results import DASK
 
 register_parallel_backend("builtin", DaskDistributedBackend)
 
 T = TypeVar("T")
 
-#: In the order of the tables.
-SUBJECTS = ("jobfleet", "builtin", "loky", "threading")
-
 
 @dataclass(frozen=True)
 class Cluster:
-    """Hold what all subjects run on."""
+    """Hold what the Dask backends run on."""
 
     kind: str
     clients: dict[str, Client]
@@ -38,12 +36,9 @@ class Cluster:
     slots: int
 
     def using(self, subject: str) -> AbstractContextManager[Any]:
-        """Make a subject the backend of a block."""
-        if subject == "jobfleet":
-            return parallel_config("jobfleet", client=None if self.kind != "local" else self.clients[subject])
-        if subject == "builtin":
-            return parallel_config("builtin", client=self.clients[subject])
-        return parallel_config(subject, n_jobs=self.slots)
+        """Make a Dask backend that of a block."""
+        by_itself = subject == "jobfleet" and self.kind != "local"
+        return parallel_config(subject, client=None if by_itself else self.clients[subject])
 
     @contextlib.contextmanager
     def alone(self, subject: str) -> Iterator[None]:
@@ -91,7 +86,7 @@ def cluster(kind: str) -> Iterator[Cluster]:
                 Parallel()(delayed(int)() for _ in range(2))
                 slots = effective_n_jobs(-1)
             stack.callback(close_embedded)
-            clients = dict.fromkeys(("jobfleet", "builtin"), embedded_client())
+            clients = dict.fromkeys(DASK, embedded_client())
         if kind != "embedded":
             address = stack.enter_context(local_cluster(slots))
             client = stack.enter_context(Client(address, set_as_default=False))

@@ -33,7 +33,7 @@ def test_runs_rows_in_turns_checks_them_and_keeps_what_it_measured(tmp_path):
 TURNS = """
 import json, os
 import psutil
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from benchmarks.dispatch.subjects import cluster
 
 with cluster("own") as on:
@@ -44,7 +44,7 @@ with cluster("own") as on:
     }
     assert [len(pids) for pids in of_cluster.values()] == [on.slots, on.slots + 1], "the built-in's scheduler is apart"
     for subject in ("jobfleet", "builtin", "loky"):
-        with on.alone(subject), on.using(subject):
+        with on.alone(subject), parallel_config("loky", n_jobs=2) if subject == "loky" else on.using(subject):
             ran = set(Parallel()(delayed(os.getpid)() for _ in range(4)))
             still = {pid for pids in of_cluster.values() for pid in pids if psutil.Process(pid).status() == "stopped"}
         of = [name for name, pids in of_cluster.items() if ran <= pids]
@@ -64,3 +64,18 @@ def test_processes_of_other_clusters_stand_still_while_one_is_measured():
         ["builtin", ["builtin"], ["jobfleet"]],
         ["loky", [], ["jobfleet", "builtin"]],
     ]
+
+
+#: Prints what is loaded where loky and threading run.
+WITHOUT_DASK = """
+from benchmarks.dispatch import plain
+import sys
+print("distributed" in sys.modules)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_loky_is_measured_in_a_process_without_dasks_client():
+    command = [sys.executable, "-c", WITHOUT_DASK]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL)
+    assert done.stdout == "False\n", done.stderr
