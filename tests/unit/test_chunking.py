@@ -160,7 +160,7 @@ def test_it_is_known_whether_tasks_take_longer_to_make_than_to_do(slots):
 
 @pytest.mark.parametrize(("task_s", "n_tasks"), [(1e-5, 200), (LEAST_S / 50, 50), (3e-3, 1)])
 def test_a_chunk_waits_for_what_is_made_soon_and_not_longer_than_it_lasts(task_s, n_tasks):
-    sizer = ChunkSizer(20)
+    sizer = ChunkSizer(20, queued=True)
     for _ in range(60):
         sizer.observe(sizer.size, sizer.size * task_s)
     sizer.observe_making(1000, 1000 * GATHERED_S / 200 + BATCH_S)
@@ -181,6 +181,7 @@ def test_replies_may_lie_unread_only_where_chunks_may_wait(queued, nested, n_chu
 
 def test_the_last_tasks_are_no_more_chunks_than_are_worth_it_where_they_are_done_faster_than_made():
     sizer = sized_by(*[1e-5] * 20)
+    sizer.queued = True
     assert sizer.share(100, 0, is_all=True) == 50
     sizer.observe_making(1000, 1000 * GATHERED_S / 200 + BATCH_S)
     assert sizer.share(100, 0, is_all=True) >= 100

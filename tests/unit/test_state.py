@@ -1114,7 +1114,7 @@ def test_nor_for_more_than_a_chunk_of_full_length_for_each_slot():
 
 def fed_slowly(made_s=GATHERED_S / 10, **changes):
     """Give a call whose tasks take so long to make, and no time to do; one runs, and a slot has nothing to do."""
-    call = Call(slots=2, **{"streamed": True, "ahead_per_slot": 2.0, **changes})
+    call = Call(slots=2, **{"streamed": True, "ahead_per_slot": 2.0, "queued": True, **changes})
     call.state.sizer.observe_making(100, 100 * made_s + BATCH_S)
     call.arrive(1)
     call.arrive(1)
@@ -1161,6 +1161,7 @@ def test_nor_without_a_reason(change):
     [
         lambda: fed_slowly(made_s=2 * GATHERED_S),  # the next one is not there in that time
         lambda: fed_slowly(fixed_batches=True),
+        lambda: fed_slowly(queued=False),  # what a chunk costs others does not make the client slower
     ],
 )
 def test_nor_do_such_that_would_wait_alone(call):
@@ -1189,12 +1190,6 @@ def test_where_tasks_are_done_faster_than_made_more_go_before_any_reply_is_read(
     for _ in range(2 * UNREAD_CHUNKS - 4):
         assert sent_tasks(call.arrive(99)) == []
         assert [len(tasks) for tasks in sent_tasks(call.arrive(1))] == [100]
-    assert sent_tasks(call.arrive(200)) == []
-
-
-def test_but_not_on_slots_where_nothing_may_wait():
-    call, sent = guessed_to_be_fed_slowly()
-    assert len(sent) == 2
     assert sent_tasks(call.arrive(200)) == []
 
 

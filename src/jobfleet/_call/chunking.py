@@ -60,8 +60,8 @@ MAX_WAITING_S = 1.0
 #: come behind that task.
 MIN_MOVED_S = 0.1
 
-#: Where slots do tasks faster than the client makes them, a chunk waits while it has less than is made in this time, or
-#: done in that of the shortest chunk: it would cost the processors, which the client needs, more than what is in it.
+#: Where slots share the client's processors, and do tasks faster than it makes them, a chunk waits while it has less
+#: than is made in this time, or done in that of the shortest chunk: it would cost the client more than what is in it.
 GATHERED_S = 0.02
 
 #: There a slot may have so many chunks: they are done long before the client, which makes others, comes to read it.
@@ -224,9 +224,14 @@ class ChunkSizer:
         return self.mean_s is not None and self._making_s * self.n_slots > self.mean_s * self._n_made
 
     @property
+    def is_held_up(self) -> bool:
+        """Whether the same holds where slots share the client's processors: what chunks cost makes it slower still."""
+        return self.queued and self.is_fed_slowly
+
+    @property
     def gathered_size(self) -> int:
         """How many tasks a chunk waits for while more are about to be made."""
-        if self.mean_s is None or not self.is_fed_slowly:
+        if self.mean_s is None or not self.is_held_up:
             return 1
         return int(min(GATHERED_S * self._n_made / self._making_s, LEAST_S / self.mean_s))
 
@@ -332,7 +337,7 @@ class ChunkSizer:
         """Give how many chunks a slot has: one runs, and one waits if it is known that it may; or their replies do."""
         if self.mean_s is None:
             return 1
-        if self.queued and self.is_fed_slowly and (self._may_wait or not self.guessed):
+        if self.is_held_up and (self._may_wait or not self.guessed):
             return UNREAD_CHUNKS
         if self.guessed:
             return 2 if self._may_wait else 1

@@ -765,7 +765,7 @@ class CallState:
 
     def _is_complete(self) -> bool:
         """Whether the next chunks would not be other ones if more tasks came, or a slot has nothing to do."""
-        if not self.sizer.guessed or self.sizer.mean_s is None or (self._next_chunk and self.sizer.is_fed_slowly):
+        if not self.sizer.guessed or self.sizer.mean_s is None or (self._next_chunk and self.sizer.is_held_up):
             return not self._gathers()
         if self._next_chunk:
             is_idle = len(self._chunks) < self._concurrency(self.slots)
@@ -783,7 +783,7 @@ class CallState:
 
     def _send(self, commands: list[Command], now_s: float) -> None:
         here = bool(self._queue) and not self._next_chunk and self._runs_here()
-        n_done = self._n_sent if self.sizer.is_fed_slowly else 0  # as far as is known
+        n_done = self._n_sent if self.sizer.is_held_up else 0  # as far as is known
         while self._queue and len(self._chunks) < self._max_chunks():
             head = self._next_to_send()
             if head is None:
