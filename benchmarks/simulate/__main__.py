@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 import numpy as np
 
+from jobfleet._call.durations import Known
+
 from ..columns import aligned
 from .call import Simulated, simulate
 from .cluster import Costs
@@ -52,10 +54,13 @@ class Cell:
     distribution: str
     round_trip_s: float
 
-    def run(self) -> Simulated:
-        """Simulate it."""
-        durations = (DISTRIBUTIONS[self.distribution](self.tasks) * self.mean_s).tolist()
-        return simulate(durations, self.slots, Costs(round_trip_s=self.round_trip_s))
+    def run(self) -> tuple[Simulated, Simulated]:
+        """Simulate it, and another call of the same tasks, which knows from this one what they take."""
+        durations = DISTRIBUTIONS[self.distribution](self.tasks) * self.mean_s
+        known = Known(durations.mean(), nested=False, dispersion_s=durations.var() / durations.mean())
+        costs = Costs(round_trip_s=self.round_trip_s)
+        first = simulate(durations.tolist(), self.slots, costs)
+        return first, simulate(durations.tolist(), self.slots, costs, known=known)
 
 
 def cells(max_tasks: int, max_slots: int) -> Iterator[Cell]:
@@ -86,29 +91,36 @@ def main(max_tasks: int, max_slots: int, below: float, processes: int, only_belo
         longest = sorted(range(len(chosen)), key=lambda i: -chosen[i].tasks * chosen[i].mean_s)
         futures = {i: pool.submit(chosen[i].run) for i in longest}
         outcomes = [futures[i].result() for i in range(len(chosen))]
-    kept = [{**asdict(cell), **asdict(one)} for cell, one in zip(chosen, outcomes, strict=True)]
+    kept = [
+        {**asdict(cell), **asdict(first), "again_s": again.wall_s}
+        for cell, (first, again) in zip(chosen, outcomes, strict=True)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[\n" + ",\n".join(json.dumps(one) for one in kept) + "\n]\n")
     click.echo(table(chosen, outcomes, below, only_below))
     click.echo(f"{len(chosen)} cells in {time.perf_counter() - started:.0f} s")
 
 
-def table(chosen: list[Cell], outcomes: list[Simulated], below: float, only_below: bool) -> str:
-    """Lay out all cells; used and possible for each round trip."""
-    titles = ["slots", "tasks", "mean", "durations", "trip", "used", "possible", "chunks", "stolen", ""]
+def table(chosen: list[Cell], outcomes: list[tuple[Simulated, Simulated]], below: float, only_below: bool) -> str:
+    """Lay out all cells; used by the first call and by another one, and possible, for each round trip."""
+    titles = ["slots", "tasks", "mean", "durations", "trip", "used", "again", "possible", "chunks", "stolen", ""]
     rows = [[*titles, "% used in each tenth of the time"]]
-    n_below = 0
-    for cell, one in zip(chosen, outcomes, strict=True):
+    n_below = n_below_again = 0
+    for cell, (one, again) in zip(chosen, outcomes, strict=True):
         is_below = one.used < below * min(1.0, one.possible)
         n_below += is_below
+        n_below_again += again.used < below * min(1.0, one.possible)
         if only_below and not is_below:
             continue
         times = [f"{cell.mean_s * 1000:g} ms", cell.distribution, f"{cell.round_trip_s * 1000:g} ms"]
-        shares = [f"{one.used:.3f}", f"{one.possible:.3f}"]
+        shares = [f"{one.used:.3f}", f"{again.used:.3f}", f"{one.possible:.3f}"]
         numbers = [str(one.chunks), str(one.stolen), "<" if is_below else ""]
         course = " ".join(f"{100 * part:.0f}" for part in one.course)
         rows.append([str(cell.slots), str(cell.tasks), *times, *shares, *numbers, course])
-    verdict = f"{n_below} of {len(chosen)} use less than {below} of what is possible (marked <)"
+    verdict = (
+        f"{n_below} of {len(chosen)} use less than {below} of what is possible (marked <); another call, which knows "
+        f"what the tasks take, {n_below_again}"
+    )
     return "\n".join([*aligned(rows), verdict])
 
 

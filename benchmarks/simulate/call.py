@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jobfleet._call.durations import Known
 from jobfleet._call.state import (
     AskForMore,
     BatchArrived,
@@ -16,6 +17,7 @@ from jobfleet._call.state import (
     ChunkCut,
     ChunkReplied,
     Deliver,
+    DispatchPaused,
     Event,
     Send,
     SlotsChanged,
@@ -69,9 +71,18 @@ class Simulated:
         return self.work_s / (self.slots * self.best_s)
 
 
-def simulate(durations: Sequence[float], slots: int, costs: Costs, timeout_s: float | None = None) -> Simulated:
-    """Run a call of tasks with these durations on a cluster with so many slots; no timeout ends it."""
-    call = _Call(durations, slots, costs, timeout_s)
+def simulate(
+    durations: Sequence[float],
+    slots: int,
+    costs: Costs,
+    timeout_s: float | None = None,
+    known: Known | None = None,
+) -> Simulated:
+    """Run a call of tasks with these durations on a cluster with so many slots; no timeout ends it.
+
+    `known` is what an earlier call has shown of them.
+    """
+    call = _Call(durations, slots, costs, timeout_s, known)
     wall_s = call.run()
     cluster = call.cluster
     return Simulated(
@@ -111,10 +122,13 @@ def best(durations: Sequence[float], slots: int, costs: Costs) -> float:
 
 
 class _Call:
-    def __init__(self, durations: Sequence[float], slots: int, costs: Costs, timeout_s: float | None) -> None:
+    def __init__(
+        self, durations: Sequence[float], slots: int, costs: Costs, timeout_s: float | None, known: Known | None
+    ) -> None:
         self._durations = durations
         self._slots = slots
         self._costs = costs
+        self._known = known
         self._clock = Clock()
         self._state = CallState(replace(LIMITS, queued=costs.queued, timeout_s=timeout_s), slots)
         self._joblib = Dispatcher(len(durations), max(2, slots), lambda: self._state.sizer.batch_size)
@@ -132,6 +146,7 @@ class _Call:
     def run(self) -> float:
         for size in self._joblib.first():
             self._arrive(size)
+        self._tell(DispatchPaused())
         self._watch()
         self._clock.run(until=lambda: not self._left)
         return max(self._clock.now_s, self._free_s)
@@ -148,7 +163,7 @@ class _Call:
         if self._made:
             self._state.sizer.observe_making(size, made_s)
         self._made = self._joblib.made
-        self._tell(BatchArrived(size))
+        self._tell(BatchArrived(size, known=self._known))
 
     def _reply(self, number: int, n_done: int, seconds: float) -> None:
         self._tell(ChunkReplied(number, [None] * n_done, None, seconds, False))

@@ -9,6 +9,7 @@ from jobfleet._call.chunking import (
     GATHERED_S,
     GUESSED_S,
     LEAST_BUDGET_S,
+    LEAST_PER_SLOT_S,
     LEAST_S,
     LEAST_TIMED,
     MAKING_PER_SLOT_S,
@@ -97,6 +98,11 @@ def test_few_tasks_guessed_to_be_short_go_in_one_round():
     assert sizer.share(8, 0, is_all=True) == 4
     assert sizer.share(4, 4, is_all=True) == 4
     assert sizer.share(100, 0, is_all=True) == 3
+
+
+def test_guessed_chunks_are_worth_what_they_cost_one_scheduler():
+    assert guessed(0.1, slots=2).size == 1
+    assert guessed(0.1, slots=1000).size == int(LEAST_PER_SLOT_S * 1000 / 0.1)
 
 
 @pytest.mark.parametrize("slots", [2, 64, 10_000])

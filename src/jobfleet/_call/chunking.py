@@ -70,9 +70,9 @@ UNREAD_CHUNKS = 4
 #: A chunk carries no more than this, however short its tasks: it passes through the client and the scheduler whole.
 MAX_CHUNK_NBYTES = 8 * 2**20
 
-#: The first chunks of a call are cut by what its function's tasks took in an earlier call, and are to last no longer:
-#: what is behind a task that takes long after all waits for it. So do those behind them, but where what waits gets the
-#: first slot that is free.
+#: The first chunks of a call are cut by what its function's tasks took in an earlier call, and are to last no longer,
+#: nor shorter than the last ones with many slots: what is behind a task that takes long after all waits for it. So do
+#: those behind them, but where what waits gets the first slot that is free.
 GUESSED_S = 0.02
 
 #: joblib makes a batch for each job before it hands over the first. They are no larger than can be made in this time,
@@ -246,7 +246,8 @@ class ChunkSizer:
             self._known_dispersion_s = dispersion_s
             self.mean_s, self.guessed = max(mean_s, _MIN_TASK_S), True
             self._may_wait = self.queued and not nested
-            self.size = max(1, min(int(GUESSED_S / self.mean_s), _MAX_SIZE))
+            first_s = max(GUESSED_S, least_s(self.n_slots, is_all=True))
+            self.size = max(1, min(int(first_s / self.mean_s), _MAX_SIZE))
 
     def observe(self, n_tasks: int, seconds: float, nbytes: int = 0) -> None:
         """Take note of a chunk that ran."""
