@@ -46,7 +46,7 @@ def main(
     results = load(path)
     if not show:
         chosen = _chosen(rows)
-        with cluster(kind) as on, plain_process(on.slots) as plain, Spinners(on.slots) as spinners:
+        with cluster(kind) as on, plain_process(on.slots, quick) as plain, Spinners(on.slots) as spinners:
             measurement = Measurement(on, plain, spinners, subjects.split(","), 1 if quick else repeats, quick, quiet_s)
             for row in chosen:
                 result = results[row.name] = (results.get(row.name) if add else None) or RowResult()

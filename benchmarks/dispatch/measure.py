@@ -54,9 +54,7 @@ class Measurement:
         result.facts = prepared.facts | {f"scale_{subject}": scale for subject, scale in prepared.scales.items()}
         result.machine = facts()
         workloads = {
-            subject: prepared.workloads[subject]
-            if subject in DASK
-            else Elsewhere(self.plain, row.name, subject, self.quick)
+            subject: prepared.workloads[subject] if subject in DASK else Elsewhere(self.plain, row.name, subject)
             for subject in self.subjects
             if subject in prepared.workloads
         }

@@ -2,13 +2,14 @@
 
 In a process with a Dask client, 200,000 square roots took loky a tenth longer.
 
-`python -m` this, and the number of jobs: reads what to do, a JSON array a line, answers each with a line, and ends
-when its input does.
+`python -m` this, the number of jobs and whether all is small, as JSON: reads what to do, a JSON array a line, answers
+each with a line, and ends when its input does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ class PlainProcess:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def ask(self, *what: str | bool) -> dict[str, float]:
+    def ask(self, *what: str) -> dict[str, float]:
         """Have it do something; gives what it measured."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -45,36 +46,36 @@ class Elsewhere:
     process: PlainProcess
     row: str
     subject: str
-    quick: bool
 
     def warm(self) -> None:
         """Let the subject's processes start, and import what they need."""
-        self.process.ask("warm", self.row, self.subject, self.quick)
+        self.process.ask("warm", self.row, self.subject)
 
     def once(self) -> dict[str, float]:
         """Run it, check it, give what was measured."""
-        return self.process.ask("once", self.row, self.subject, self.quick)
+        return self.process.ask("once", self.row, self.subject)
 
 
 @contextlib.contextmanager
-def plain_process(slots: int) -> Iterator[PlainProcess]:
-    """Start one whose backends get so many jobs."""
-    command = [sys.executable, "-m", __name__, str(slots)]
+def plain_process(slots: int, quick: bool) -> Iterator[PlainProcess]:
+    """Start one whose backends get so many jobs, and whose rows are all small if they are to be quick."""
+    command = [sys.executable, "-m", __name__, json.dumps([slots, quick])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield PlainProcess(process)
 
 
 def main() -> None:
     """Do what is asked until the input ends."""
-    slots = int(sys.argv[1])
+    slots, quick = json.loads(sys.argv[1])
     rows = {row.name: row for row in ROWS}
-    at: tuple[str, bool] | None = None
-    prepared: Prepared
+
+    @functools.lru_cache(maxsize=1)
+    def prepared(name: str) -> Prepared:
+        return rows[name].prepare(slots, quick)
+
     for line in sys.stdin:
-        what, name, subject, quick = json.loads(line)
-        if at != (name, quick):
-            at, prepared = (name, quick), rows[name].prepare(slots, quick)
-        workload = prepared.workloads[subject]
+        what, name, subject = json.loads(line)
+        workload = prepared(name).workloads[subject]
         with parallel_config(subject, n_jobs=slots):
             sample = workload.once() if what == "once" else workload.warm()
         print(json.dumps(sample or {}), flush=True)

@@ -225,7 +225,7 @@ class ChunkSizer:
 
     @property
     def is_held_up(self) -> bool:
-        """Whether the same holds where slots share the client's processors: what chunks cost makes it slower still."""
+        """Whether slots that share the client's processors wait for it: then it is the slower for each chunk."""
         return self.queued and self.is_fed_slowly
 
     @property

@@ -776,10 +776,9 @@ class CallState:
 
     def _gathers(self) -> bool:
         """Whether too few tasks wait for another chunk, and joblib is about to dispatch more."""
-        if not self._queue or self.limits.fixed_batches:
+        if self.limits.fixed_batches or self.input_ended or not self._n_awaited:
             return False
-        is_fed = self._n_awaited > 0 and not self.input_ended
-        return is_fed and self._n_queued < self.sizer.gathered_size
+        return 0 < self._n_queued < self.sizer.gathered_size
 
     def _send(self, commands: list[Command], now_s: float) -> None:
         here = bool(self._queue) and not self._next_chunk and self._runs_here()
