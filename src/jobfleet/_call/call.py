@@ -26,6 +26,7 @@ from .._sink import Sink
 from .._wire import Reply, TaskFailure
 from .._worker.interrupt import current, uninterrupted
 from ..errors import JobfleetError, TaskTimeoutError
+from .collecting import RareCollection
 from .describe import label, loss_error, not_readable, not_sendable, task_error, timeout_message
 from .durations import Known, durations
 from .output import OutputOrder
@@ -161,6 +162,7 @@ class ParallelCall:
         self._news: list[Any] = []
         """Messages that were taken and not acted on."""
         self._gave_way = False
+        self._rare_collection = RareCollection()
         self._sent: dict[int, tuple[Send, PackedChunk]] = {}
         self._callbacks: list[Callable[[Outputs], None] | None] = []
         self._function: Any = None
@@ -271,6 +273,7 @@ class ParallelCall:
             self._blobs.clear()
 
     def _settle(self) -> None:
+        self._rare_collection.end()
         self._settled.set()
         self._session.settle()
 
@@ -297,6 +300,8 @@ class ParallelCall:
         self._deliveries.extend(delivery for delivery in deliveries if delivery.error is None)
         if self._ended:
             return
+        if (self._n_to_ask_for or self._deliveries) and self._state.sizer.tasks_are_tiny:
+            self._rare_collection.begin()
         # Nobody has a list before its end; of a generator results are waited for, and each has joblib dispatch, too.
         if self._n_to_ask_for and not (self._deliveries and self._setup.limits.streamed):
             if not self._gives_way():
@@ -347,6 +352,7 @@ class ParallelCall:
         messages, self._news = self._news, []
         try:
             if not (messages or self._deliveries or self._n_to_ask_for):
+                self._rare_collection.end()
                 messages.append(self._inbox.get(timeout=self._patience_s()))
             while len(messages) < _MAX_TOGETHER:
                 messages.append(self._inbox.get_nowait())

@@ -88,6 +88,9 @@ MAX_DISPATCHED = 1024
 MIN_BATCH = 32
 BATCH_S = 0.00006
 
+#: It takes less than this to make a task if neither the user's iterable nor its pickle has much to do.
+TINY_MAKING_S = 0.0001
+
 #: A chunk for each slot takes no more than this in the client, with what a task takes there beside its bytes, and four
 #: are made at a time: see `state.CallLimits.ahead_per_slot`. With thousands of slots it is more.
 MAX_READY_NBYTES = 16 * 2**20
@@ -222,6 +225,11 @@ class ChunkSizer:
     def is_fed_slowly(self) -> bool:
         """Whether the slots do tasks faster than the client makes them."""
         return self.mean_s is not None and self._making_s * self.n_slots > self.mean_s * self._n_made
+
+    @property
+    def tasks_are_tiny(self) -> bool:
+        """Whether tasks take next to no time, to do and to make."""
+        return self.is_fed_slowly and self._making_s < TINY_MAKING_S * self._n_made
 
     @property
     def is_held_up(self) -> bool:
