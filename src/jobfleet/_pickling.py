@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterable, Mapping
-from types import FunctionType
+from collections.abc import Iterable, Mapping
+from types import FunctionType, WrapperDescriptorType
 from typing import Any, Protocol
 
 import cloudpickle
@@ -23,6 +24,9 @@ _MAX_SPAN_OF_FILE = 4
 #: How many reduced arrays are remembered at once; they may be copies.
 _MAX_ARRAYS = 64
 
+#: And about so many types; the user's iterable may make new ones.
+_MAX_KINDS = 1024
+
 #: Types whose values cannot change, so that tasks may share them.
 ATOMS: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
@@ -34,6 +38,16 @@ class Reference(Protocol):
     persistent_id: str
 
 
+class Reducer(Protocol):
+    """Says how to reduce an object, like `pickle.Pickler.reducer_override`, which it goes before."""
+
+    kinds: frozenset[type]
+    """The types of all objects that it has a word on, but for those that it raises an error for."""
+
+    def __call__(self, obj: Any) -> Any:
+        """Give how an object is reduced, or `NotImplemented`."""
+
+
 class Memo(Protocol):
     """What a pickle remembers."""
 
@@ -42,21 +56,30 @@ class Memo(Protocol):
 
 
 class PicklesTogether:
-    """Remember, from one pickle to the next, what cannot change while nothing of the user's runs between them."""
+    """Remember, from one pickle to the next, what cannot change while nothing of the user's runs between them.
+
+    And, for longer, what their types are like.
+    """
 
     by_name: dict[int, Any]
     """By `id`: classes and functions that cloudpickle was found to send by name."""
+    plain: tuple[set[type], set[type]]
+    """Types all of whose objects were found to be left to `pickle` itself: without a `Reducer`, and with one."""
     _arrays: dict[tuple[Any, ...], tuple[np.ndarray[Any, Any], Any]]
     """By what they show: arrays with gaps, which are kept alive, and how they are reduced."""
 
     def __init__(self) -> None:
         self.by_name = {}
+        self.plain = set(), set()
         self._arrays = {}
 
     def clear(self) -> None:
-        """Forget all."""
+        """Say that something of the user's may have run."""
         self.by_name.clear()
         self._arrays.clear()
+        for kinds in self.plain:
+            if len(kinds) > _MAX_KINDS:
+                kinds.clear()
 
     def reduced(self, array: np.ndarray[Any, Any], max_span: float) -> Any:
         """Reduce an array with gaps so that its buffer can leave the pickle; NumPy copies such an array into it."""
@@ -70,7 +93,10 @@ class PicklesTogether:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    reducer: Callable[[Any], Any] | None = None
+    #: Looked up for each object that nothing else is known of. cloudpickle's own is a `ChainMap`, which takes long.
+    dispatch_table = copyreg.dispatch_table
+
+    reducer: Reducer | None = None
     """See `dump_with_memo`."""
     together: PicklesTogether | None = None
     """Likewise."""
@@ -78,25 +104,45 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     """Likewise."""
 
     def reducer_override(self, obj: Any) -> Any:
+        # This is asked for each object that is not a container: a task of scikit-learn's has fifty.
+        kind, together = type(obj), self.together
+        if kind is np.ndarray or kind is np.memmap:
+            return self._reduced_array(obj)
+        if together is not None:
+            plain = together.plain[self.reducer is not None]
+            if kind in plain or id(obj) in together.by_name:
+                return NotImplemented
         if self.reducer is not None and (reduced := self.reducer(obj)) is not NotImplemented:
             return reduced
-        together = self.together
-        if together is not None and id(obj) in together.by_name:
-            return NotImplemented
-        if type(obj) in (np.ndarray, np.memmap):
-            array = np.asarray(obj)
-            if together is not None and array.nbytes >= self.min_nbytes and _has_gaps(array):
-                return together.reduced(array, _MAX_SPAN if array is obj else _MAX_SPAN_OF_FILE)
-            # A memmap's file may not exist at the other end: what it shows is sent, or opened there, as an array.
-            return NotImplemented if array is obj else array.__reduce_ex__(5)
         if isinstance(obj, BaseException):
             # Dask has tblib pickle exceptions in a way that skips their __init__, and some lose
             # their text by it; the traceback travels as text.
             return obj.__reduce_ex__(5)
         reduced = super().reducer_override(obj)
-        if together is not None and reduced is NotImplemented and isinstance(obj, (type, FunctionType)):
-            together.by_name[id(obj)] = obj
-        return reduced
+        if reduced is not NotImplemented:
+            return reduced
+        if (of_kind := super().dispatch_table.get(kind)) is not None:
+            return of_kind(obj)
+        if together is not None:
+            if isinstance(obj, (type, FunctionType)):
+                together.by_name[id(obj)] = obj
+            elif _is_what_it_seems(kind) and (self.reducer is None or kind not in self.reducer.kinds):
+                plain.add(kind)
+        return NotImplemented
+
+    def _reduced_array(self, obj: np.ndarray[Any, Any]) -> Any:
+        array, together = np.asarray(obj), self.together
+        if together is not None and array.nbytes >= self.min_nbytes and _has_gaps(array):
+            return together.reduced(array, _MAX_SPAN if array is obj else _MAX_SPAN_OF_FILE)
+        # A memmap's file may not exist at the other end: what it shows is sent, or opened there, as an array.
+        return NotImplemented if array is obj else array.__reduce_ex__(5)
+
+
+def _is_what_it_seems(kind: type) -> bool:
+    """Whether its objects can say nothing else of their class: all that is done here goes by that alone."""
+    if type(kind.__getattribute__) is not WrapperDescriptorType:  # written in Python
+        return False
+    return all("__class__" not in vars(base) for base in kind.__mro__ if base is not object)
 
 
 def _has_gaps(array: np.ndarray[Any, Any]) -> bool:
@@ -170,14 +216,14 @@ def dump_with_memo(
     value: Any,
     references: Mapping[int, Reference] | None = None,
     min_nbytes: float = MIN_SHARED_NBYTES,
-    reducer: Callable[[Any], Any] | None = None,
+    reducer: Reducer | None = None,
     together: PicklesTogether | None = None,
 ) -> tuple[bytes, list[memoryview], list[Any], Memo]:
     """Pickle `value` as `dump` does, and give what the pickle remembers of objects: all that have an identity.
 
     It keeps them alive, also those that only existed for the pickle. `reducer` is asked first how to reduce
-    an object: like `pickle.Pickler.reducer_override`, which it goes before. With `together`, which is for
-    arguments, arrays with gaps leave the pickle like others: what is loaded has the same gaps, or none.
+    an object that is no array. With `together`, which is for arguments, arrays with gaps leave the pickle like others:
+    what is loaded has the same gaps, or none.
     """
     file, views = io.BytesIO(), _Views(min_nbytes)
     if references:

@@ -95,6 +95,28 @@ def test_with_a_callback_of_the_estimator_that_is_fitted_all_of_the_tree_comes()
     assert type(fitted["deep"][0]) is Monitor
 
 
+def test_a_callback_is_met_though_one_was_sent_before_by_itself():
+    mine = contexts(GridSearchCV(DecisionTreeClassifier(), {}))[7]
+    calls = [(travelled, ([Monitor()],), {}), (travelled, ([Monitor()],), {"callback_ctx": mine})] * 2
+    tasks = Encoder(BlobTable(lambda blob: None, InProcess())).encode(calls)
+    for task in tasks[1::2]:
+        _, keywords = pickle.loads(task.data)
+        assert len(list(root_of(keywords["callback_ctx"]))) == N_FITS + 2
+
+
+def test_each_fit_of_a_batch_brings_its_own_way_up():
+    mine = contexts(GridSearchCV(DecisionTreeClassifier(), {}))
+    mine[0].max_subtasks = 1
+    mine[0].subcontext("step")
+    calls = [(travelled, ([mine[0]],), {}), *((travelled, (), {"callback_ctx": one}) for one in mine)]
+    _, *tasks = Encoder(BlobTable(lambda blob: None, InProcess())).encode(calls)
+    for i, task in enumerate(tasks):
+        _, keywords = pickle.loads(task.data)
+        below = ["step"] if i == 0 else []
+        names = [context.task_name for context in root_of(keywords["callback_ctx"])]
+        assert names == ["fit", "search", f"fit {i}", *below]
+
+
 def test_contexts_that_came_another_way_are_not_touched():
     mine = contexts(GridSearchCV(DecisionTreeClassifier(), {}))
     ((held,),), _ = travelled([mine[7]])

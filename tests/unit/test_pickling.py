@@ -1,9 +1,11 @@
 """Objects as pickles: large buffers beside them, what was sent ahead as a reference."""
 
+import copyreg
 import dataclasses
 import io
 import math
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -224,3 +226,81 @@ def test_no_atom_can_be_changed():
         with pytest.raises((AttributeError, TypeError)):
             kind().attribute = 1
         assert kind().__hash__ is not None
+
+
+class Plain:
+    """Be pickled by `pickle` itself, until somebody registers another way."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Proxy:
+    """Stand for something else, and say so."""
+
+    def __init__(self, wrapped):
+        self._wrapped = wrapped
+
+    @property
+    def __class__(self):
+        return type(self._wrapped)
+
+    def __getattr__(self, name):
+        return getattr(object.__getattribute__(self, "_wrapped"), name)
+
+    def __reduce_ex__(self, protocol):
+        if isinstance(self._wrapped, int):
+            return int, (self._wrapped,)
+        raise NotImplementedError
+
+
+class Disguised:
+    """Do the same without a property."""
+
+    def __init__(self, wrapped):
+        object.__setattr__(self, "_wrapped", wrapped)
+
+    def __getattribute__(self, name):
+        wrapped = object.__getattribute__(self, "_wrapped")
+        if name == "__reduce_ex__" and isinstance(wrapped, int):
+            return lambda protocol: (int, (wrapped,))
+        return type(wrapped) if name == "__class__" else getattr(wrapped, name)
+
+
+@pytest.mark.parametrize("kind", [Proxy, Disguised])
+def test_each_object_is_asked_what_it_is_where_its_type_does_not_tell(kind):
+    together = PicklesTogether()
+    for value in (5, 6):
+        data, _ = dump_arguments([kind(value), kind(lambda value=value: value)], together)
+        number, function = load(data)
+        assert (number, function()) == (value, value)
+
+
+def test_a_way_to_pickle_that_is_registered_meanwhile_counts(monkeypatch):
+    together = PicklesTogether()
+    data, _ = dump_arguments([Plain(1), Plain(2)], together)
+    assert [one.value for one in load(data)] == [1, 2]
+    monkeypatch.setitem(copyreg.dispatch_table, Plain, lambda plain: (Plain, (2 * plain.value,)))
+    data, _ = dump_arguments([Plain(1), Plain(2)], together)
+    assert [one.value for one in load(data)] == [2, 4]
+
+
+def test_what_only_cloudpickle_can_pickle_does_each_time():
+    together = PicklesTogether()
+    things = {"mapping": types.MappingProxyType({1: 2}), "keys": {3: 4}.keys(), "module": math, "code": load.__code__}
+    for _ in range(2):
+        data, _ = dump_arguments(things, together)
+        loaded = load(data)
+        assert loaded["mapping"] == {1: 2}
+        assert list(loaded["keys"]) == [3]
+        assert loaded["module"] is math
+        assert loaded["code"] == load.__code__
+
+
+def test_many_types_are_not_all_remembered():
+    together = PicklesTogether()
+    for i in range(3000):
+        made = type(f"Made{i}", (Plain,), {"__reduce__": lambda self: (Plain, (1,))})
+        dump_arguments([made(i)], together)
+        together.clear()
+    assert sum(map(len, together.plain)) <= 1025

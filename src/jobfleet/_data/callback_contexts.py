@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copyreg
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 _NEEDED = {"parent", "task_id", "_children_map"}
@@ -18,53 +18,54 @@ class CallbackMet(Exception):
     """Say that a callback is pickled, which may look at all of the tree."""
 
 
-def without_siblings(given: Iterable[Any]) -> Callable[[Any], Any] | None:
-    """Give the way to pickle a task whose context leads up to the root and to no other fit.
+class WithoutSiblings:
+    """Pickle a task whose context leads up to the root and to no other fit.
 
-    Parameters
-    ----------
-    given
-        What the task gets: its function and arguments.
-
-    Returns
-    -------
-    callable
-        See `dump_with_memo`; raises `CallbackMet`. None if the task gets no context.
+    Raises `CallbackMet`. See `jobfleet._pickling.Reducer`.
     """
-    states = _path(given)
-    if not states:
-        return None
 
-    def reduce(obj: Any) -> Any:
-        state = states.get(id(obj))
+    kinds: frozenset[type]
+    _states: dict[int, dict[str, Any]]
+
+    def __init__(self, kinds: frozenset[type], states: dict[int, dict[str, Any]]) -> None:
+        self.kinds = kinds
+        self._states = states
+
+    def __call__(self, obj: Any) -> Any:
+        state = self._states.get(id(obj))
         if state is not None:
             return copyreg.__newobj__, (type(obj),), state  # type: ignore[attr-defined]  # as `object` is reduced
         if hasattr(type(obj), "on_fit_task_end"):
             raise CallbackMet
         return NotImplemented
 
-    return reduce
 
-
-def _path(given: Iterable[Any]) -> dict[int, dict[str, Any]]:
-    """Give by `id` the attributes of a task's context and of those above it, which have one child each."""
+def without_siblings(given: Iterable[Any]) -> WithoutSiblings | None:
+    """Give the way to pickle what a task gets: its function and arguments; None if there is no context among these."""
     kind = getattr(sys.modules.get("sklearn.callback"), "CallbackContext", None)
     contexts = [] if kind is None else [thing for thing in given if type(thing) is kind]
     if len(contexts) != 1 or not _pickles_as_it_is(kind):
-        return {}
-    states: dict[int, dict[str, Any]] = {}
-    lower, context = None, contexts[0]
+        return None
+    path = _path(contexts[0])
+    states = {id(context): state for context, state in path}
+    return WithoutSiblings(frozenset(type(context) for context, _ in path), states) if path else None
+
+
+def _path(context: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Give a task's context and those above it, with attributes as if each had one child; nothing if they are odd."""
+    path: list[tuple[Any, dict[str, Any]]] = []
+    lower = None
     while context is not None:
         state = dict(vars(context))
-        if not state.keys() >= _NEEDED or id(context) in states:
-            return {}
+        if not state.keys() >= _NEEDED or any(context is below for below, _ in path):
+            return []
         if lower is not None:
             if state["_children_map"].get(lower.task_id) is not lower:
-                return {}
+                return []
             state["_children_map"] = {lower.task_id: lower}
-        states[id(context)] = state
+        path.append((context, state))
         lower, context = context, state["parent"]
-    return states
+    return path
 
 
 def _pickles_as_it_is(kind: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .._pickling import ATOMS, Memo, PicklesTogether, Reference, dump_with_memo
+from .._pickling import ATOMS, Memo, PicklesTogether, Reducer, Reference, dump_with_memo
 from .buffers import Blob, BlobTable, content_digest
 from .callback_contexts import CallbackMet, without_siblings
 from .functions import global_names, travels_by_name
@@ -199,7 +199,7 @@ class LargeParts:
                 return self._dump_in(reducer, value)
         return self._dump_in(None, value)
 
-    def _dump_in(self, reducer: Callable[[Any], Any] | None, value: Any) -> Dumped:
+    def _dump_in(self, reducer: Reducer | None, value: Any) -> Dumped:
         if not self._parts:
             return dump_with_memo(value, self._scattered, self._min_nbytes, reducer, self._together)[:3]
         while True:
