@@ -80,13 +80,14 @@ class Measurement:
         return self.on.using(subject) if subject in DASK else contextlib.nullcontext()
 
     def count(self, row: Row, result: RowResult) -> None:
-        """Count messages and CPU time, in a run that is not timed."""
+        """Count messages and CPU time, in runs that are not timed."""
         prepared = row.prepare(self.on.slots, self.quick)
-        for subject in DASK:
-            if subject in self.subjects:
-                with self.on.alone(subject), self.on.using(subject):
-                    if subject not in self._counters:
-                        self._counters[subject] = Counter(self.on, subject)
-                    workload, work_s = prepared.workloads[subject], prepared.facts.get("work_s", 0.0)
-                    counts = self._counters[subject].count(workload, work_s)
-                result.counts[subject] = counts
+        work_s = prepared.facts.get("work_s", 0.0)
+        for _ in range(self.repeats):
+            for subject in DASK:
+                if subject in self.subjects:
+                    with self.on.alone(subject), self.on.using(subject):
+                        if subject not in self._counters:
+                            self._counters[subject] = Counter(self.on, subject)
+                        counts = self._counters[subject].count(prepared.workloads[subject], work_s)
+                    result.counts.setdefault(subject, []).append(counts)

@@ -54,14 +54,13 @@ def _counts(rows: Iterable[Row], results: Results) -> str:
     for row in rows:
         result = results[row.name]
         for subject in SUBJECTS:
-            counts = result.counts.get(subject)
             cpu_s, work_s = result.median(subject, "cpu_s"), result.facts.get("work_s")
-            if counts is None:
+            if subject not in result.counts:
                 continue
-            each = [f"{counts[f'{what}_per_chunk']:.1f}" for what in ("writes", "turns", "cpu_ms")]
-            idle = f"{1000 * counts['idle_cpu']:.0f}"
+            each = [_number(result.count(subject, f"{what}_per_chunk"), 1) for what in ("writes", "turns", "cpu_ms")]
+            idle = f"{1000 * result.count(subject, 'idle_cpu'):.0f}"
             of_work = f"{cpu_s / work_s:.2f}" if cpu_s and work_s else ""
-            lines.append([row.name, subject, f"{counts['chunks']:.0f}", *each, of_work, idle])
+            lines.append([row.name, subject, f"{result.count(subject, 'chunks'):.0f}", *each, of_work, idle])
     return "\n".join(["Messages", "", *aligned(lines)]) if len(lines) > 1 else ""
 
 

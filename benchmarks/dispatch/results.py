@@ -27,14 +27,17 @@ class RowResult:
     """Of the row itself: `tasks`, `slots`, `work_s`, `best_s`..."""
     samples: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     """By subject, one for each repeat."""
-    counts: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By subject: messages, chunks and CPU time of one run that was not timed."""
+    counts: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    """By subject: messages, chunks and CPU time, one for each of the runs that were not timed."""
     machine: dict[str, Any] = field(default_factory=dict)
 
     def median(self, subject: str, what: str = "wall_s") -> float | None:
         """Give the median over the repeats, None if it was not measured."""
-        values = [sample[what] for sample in self.samples.get(subject, []) if what in sample]
-        return statistics.median(values) if values else None
+        return _median(self.samples.get(subject, []), what)
+
+    def count(self, subject: str, what: str) -> float | None:
+        """Give the median of what was counted, None if it was not."""
+        return _median(self.counts.get(subject, []), what)
 
     def ratio(self, subject: str, other: str, what: str = "wall_s") -> float | None:
         """Give how many times as much `subject` took as `other`."""
@@ -44,6 +47,11 @@ class RowResult:
         """Give the part of the cores' time that the tasks themselves took."""
         wall_s, work_s = self.median(subject), self.facts.get("work_s")
         return None if wall_s is None or work_s is None else work_s / (self.facts["slots"] * wall_s)
+
+
+def _median(samples: list[dict[str, float]], what: str) -> float | None:
+    values = [sample[what] for sample in samples if what in sample]
+    return statistics.median(values) if values else None
 
 
 def divided(one: float | None, other: float | None) -> float | None:

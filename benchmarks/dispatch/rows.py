@@ -88,7 +88,7 @@ def per_chunk(what: str, bound: float) -> Expectation:
     """Expect little of something for each chunk, compared with the built-in's."""
 
     def value(row: RowResult, _: Results) -> float | None:
-        one, other = (row.counts.get(subject, {}).get(f"{what}_per_chunk") for subject in DASK)
+        one, other = (row.count(subject, f"{what}_per_chunk") for subject in DASK)
         return divided(one, other)
 
     return Expectation(f"{what} a chunk <= {bound:g} of builtin's", value, at_most=bound)
@@ -101,8 +101,9 @@ def _calls(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -
     return Calls(function, arguments, [function(*args) for args in arguments])
 
 
-def _busy_calls(durations: Sequence[float]) -> Calls:
-    return Calls(busy, [(float(d), i) for i, d in enumerate(durations)], list(range(len(durations))))
+def _busy_calls(durations: Sequence[float], batch_size: int | str = "auto") -> Calls:
+    arguments = [(float(d), i) for i, d in enumerate(durations)]
+    return Calls(busy, arguments, list(range(len(durations))), batch_size=batch_size)
 
 
 def tiny(number: int, builtin_number: int | None = None) -> Callable[[int, bool], Prepared]:
@@ -121,7 +122,9 @@ def tiny(number: int, builtin_number: int | None = None) -> Callable[[int, bool]
     return prepare
 
 
-def of_durations(make: Callable[[], Sequence[float]]) -> Callable[[int, bool], Prepared]:
+def of_durations(
+    make: Callable[[], Sequence[float]], batch_size: int | str = "auto"
+) -> Callable[[int, bool], Prepared]:
     """Tasks that burn so much CPU time each."""
 
     def prepare(slots: int, quick: bool) -> Prepared:
@@ -134,7 +137,7 @@ def of_durations(make: Callable[[], Sequence[float]]) -> Callable[[int, bool], P
             "work_s": float(durations.sum()),
             "best_s": greedy(durations, slots),
         }
-        return Prepared(dict.fromkeys(SUBJECTS, _busy_calls(durations)), facts)
+        return Prepared(dict.fromkeys(SUBJECTS, _busy_calls(durations, batch_size)), facts)
 
     return prepare
 
@@ -298,6 +301,14 @@ ROWS = (
         "1,000 tasks of 10 ms",
         of_durations(lambda: [0.01] * 1000),
         [used(0.95), NOT_BELOW_LOKY],
+        spins=True,
+        counted=True,
+    ),
+    Row(
+        "batches",
+        "the 2,000 tasks of 1 ms with `batch_size=20`",
+        of_durations(lambda: [0.001] * 2000, batch_size=20),
+        [per_chunk("writes", 0.5), per_chunk("cpu_ms", 0.5)],
         spins=True,
         counted=True,
     ),

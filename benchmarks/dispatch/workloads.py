@@ -47,6 +47,7 @@ class Calls:
     expected: list[Any]
     repeats: int = 1
     """Calls in a row."""
+    batch_size: int | str = "auto"
 
     def warm(self) -> None:
         for _ in range(2):
@@ -66,7 +67,7 @@ class Calls:
         return {"wall_s": wall_s, "cpu_s": cpu_s}
 
     def _run(self, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        results: list[Any] = Parallel()(delayed(self.function)(*args) for args in arguments)
+        results: list[Any] = Parallel(batch_size=self.batch_size)(delayed(self.function)(*args) for args in arguments)
         return results
 
 
