@@ -237,6 +237,8 @@ class JobfleetBackend(ParallelBackendBase):
     def retrieval_context(self) -> Iterator[None]:
         """Let other tasks have this thread's slot while it waits, in a task that makes a call."""
         raise_early_failure(self.parallel)
+        if self._call is not None:
+            self._call.pause()
         call = self._call if self._lends_thread() else None
         if call is not None and not call.help():
             yield

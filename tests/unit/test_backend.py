@@ -15,6 +15,8 @@ from joblib.parallel import ThreadingBackend
 from tests.unit.chunks import drivers, here, spec
 
 from jobfleet._backend import JobfleetBackend
+from jobfleet._call import state
+from jobfleet._call.durations import Known, durations
 from jobfleet._data.buffers import InProcess
 from jobfleet._engine.base import LostKind
 from jobfleet._wire import CallSpec
@@ -551,6 +553,17 @@ def test_tasks_wait_for_a_consumer_that_takes_its_time(return_as):
         # 4 that joblib has dispatched, 2 batches a slot whose results lie ready, the one that was just taken.
         assert len(started) <= len(results) + 4 + 2 * 2 + 1
     assert sorted(results) == list(range(300))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "keywords", [{"return_as": "generator"}, {"return_as": "generator_unordered"}, {"timeout": 60}]
+)
+def test_the_first_of_many_short_tasks_go_once_somebody_waits_for_results(monkeypatch, keywords):
+    durations.note(double, Known(0.0001, nested=False))
+    monkeypatch.setattr(state, "HOLD_S", 3600.0)
+    results = parallel(ScriptedEngine(2), **keywords)(delayed(double)(i) for i in range(100))
+    assert sorted(results) == [2 * i for i in range(100)]
 
 
 def test_closing_a_generator_ends_the_call():

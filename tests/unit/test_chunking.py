@@ -147,10 +147,10 @@ def test_what_lies_ready_does_not_fill_the_clients_memory(slots, task_nbytes):
 )
 def test_as_much_lies_ready_to_be_yielded_as_slots_do_while_joblib_does_not_look(task_s, nbytes, most):
     sizer = ChunkSizer(2)
-    assert sizer.yielded_batches == 0
+    assert sizer.yielded_size == 0
     for _ in range(60):
         sizer.observe(sizer.size, sizer.size * task_s, nbytes * sizer.size)
-    assert most - sizer.batch_size < sizer.yielded_batches * sizer.batch_size <= most
+    assert most - 1 <= sizer.yielded_size <= most
 
 
 @pytest.mark.parametrize("slots", [1, 10])

@@ -7,9 +7,11 @@ from jobfleet._call.chunking import (
     GATHERED_S,
     MAKING_S,
     MAX_WAITING_S,
+    MIN_BATCH,
     MIN_MOVED_S,
     TARGET_S,
     UNREAD_CHUNKS,
+    YIELDED_S,
     ChunkSizer,
 )
 from jobfleet._call.durations import Known
@@ -771,6 +773,17 @@ def test_more_results_lie_ready_where_tasks_are_shorter_than_joblibs_looks_are_a
     assert call.delivered == list(range(9))
 
 
+@pytest.mark.parametrize(("size", "most"), [(1, 2 * YIELDED_S / 1e-4 // MIN_BATCH), (45, 2 * YIELDED_S / 1e-4 // 45)])
+def test_but_no_more_than_slots_do_until_then_in_batches_that_are_not_too_many(size, most):
+    call = Call(slots=2, streamed=True).knows_tasks_to_be(1e-4)
+    for _ in range(20):
+        call.arrive(size)
+    while call.sent:
+        call.reply(next(iter(call.sent.values())), each_s=1e-4)
+    assert call.delivered == list(range(int(most)))
+    assert [number for number, _, _ in outcomes(call.consume(0))] == [most]
+
+
 def test_results_of_a_call_that_gives_a_list_are_never_held_back():
     assert run_ahead(Call(slots=1, streamed=False), 50) == list(range(50))
 
@@ -1044,10 +1057,22 @@ class KnownCall(Call):
         return self.wait(0)
 
 
-def test_where_results_are_taken_as_they_come_none_waits_for_those_that_go_along():
+@pytest.mark.parametrize("known", [Known(0.02, False), Known(SHORT_S, False, dispersion_s=0.02)])
+def test_where_results_are_taken_as_they_come_none_waits_for_others_that_may_take_long(known):
     call = KnownCall(streamed=True)
-    assert [sent_tasks(call.arrive()) for _ in range(2)] == [[(0,)], [(1,)]]
+    sent = [sent_tasks(call.tell(BatchArrived(1, known=known))) for _ in range(2)]
+    assert sent == [[(0,)], [(1,)]]
     assert call.state.sizer.batch_size == 1
+
+
+def test_but_for_some_that_are_as_short_as_all_of_them_were():
+    call = KnownCall(streamed=True)
+    assert [sent_tasks(call.arrive()) for _ in range(2)] == [[], []]
+    assert call.state.sizer.batch_size > 1
+    call.pause()
+    assert call.asked > 0
+    call.arrive(6)
+    assert call.end_input() == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
 
 def test_the_first_tasks_wait_for_the_others_of_their_chunks():

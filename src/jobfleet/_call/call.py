@@ -215,12 +215,15 @@ class ParallelCall:
         error.__cause__ = reason
         return error
 
+    def pause(self) -> None:
+        """Say that joblib has handed over what it does by itself, and that somebody waits for results."""
+        self._inbox.put(DispatchPaused())
+
     def help(self) -> bool:
         """Let the engine use this thread, which has nothing to do but wait; gives whether there is still to wait."""
         region = current()
         if region is not None:
             region.on_request.add(self._settled.set)
-        self._inbox.put(DispatchPaused())
         if awaits_results(self._setup.parallel):
             self._session.lend_thread()
         return awaits_results(self._setup.parallel) and not self._settled.is_set()

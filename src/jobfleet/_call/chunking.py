@@ -214,12 +214,11 @@ class ChunkSizer:
         self._making_s += max(0.0, seconds - BATCH_S)
 
     @property
-    def yielded_batches(self) -> int:
-        """How many of joblib's batches may lie ready to be yielded, if tasks are that short."""
+    def yielded_size(self) -> int:
+        """How many tasks' results may lie ready to be yielded, if tasks are that short; in batches of at least 32."""
         if self.mean_s is None:
             return 0
-        n_tasks = min(YIELDED_S * self.n_slots / self.mean_s, MAX_READY_NBYTES / (self.mean_nbytes + TASK_NBYTES))
-        return int(n_tasks) // self.batch_size
+        return int(min(YIELDED_S * self.n_slots / self.mean_s, MAX_READY_NBYTES / (self.mean_nbytes + TASK_NBYTES)))
 
     @property
     def is_fed_slowly(self) -> bool:

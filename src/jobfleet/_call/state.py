@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from .._engine.base import LostKind
-from .chunking import GATHERED_S, MIN_MOVED_S, ChunkSizer
+from .chunking import GATHERED_S, GUESSED_S, MIN_BATCH, MIN_MOVED_S, ChunkSizer
 from .durations import Known
 from .recovery import (
     MAX_UNSTARTED_LOSSES,
@@ -325,8 +325,10 @@ class CallState:
     """Tasks of batches that were not delivered; batches if their size is the user's."""
     _n_awaited: int = 0
     """Batches that joblib should dispatch: one for each delivered, and those it was asked for."""
-    _unconsumed: set[int] = field(default_factory=set)
-    """Batches that were delivered and whose results were not all taken."""
+    _unconsumed: dict[int, int] = field(default_factory=dict)
+    """Batches that were delivered and whose results were not all taken, with their sizes."""
+    _n_unconsumed: int = 0
+    """Tasks of these."""
 
     def __post_init__(self) -> None:
         self._suspects = runs_by_itself(self.limits.deaths)
@@ -366,7 +368,7 @@ class CallState:
                 case SlotsChanged():
                     self._slots_changed(event, now_s)
                 case BatchConsumed():
-                    self._unconsumed.discard(event.batch)
+                    self._n_unconsumed -= self._unconsumed.pop(event.batch, 0)
         self._note_deaths(commands)
         if not self._holds(now_s):
             self._send(commands, now_s)
@@ -391,7 +393,7 @@ class CallState:
     # Events
 
     def _arrived(self, event: BatchArrived, now_s: float) -> None:
-        if event.known is not None and self._may_guess():
+        if event.known is not None and self._may_guess(event.known):
             self.sizer.guess(*event.known)
         if not self._batches and self.sizer.guessed and (self.sizer.size > 1 or self.limits.help_s):
             self.hold_until_s = now_s + (HELP_HOLD_S if self.limits.help_s else HOLD_S)
@@ -417,13 +419,15 @@ class CallState:
         else:
             last.tasks = range(last.tasks.start, tasks.stop)
 
-    def _may_guess(self) -> bool:
+    def _may_guess(self, known: Known) -> bool:
         """Whether an earlier call says how the first tasks are cut.
 
-        Not where results are taken as they come: joblib hands over a batch's results together, and one task that takes
-        long after all would hold back those of its batch.
+        Where results are taken as they come, only if its tasks were short, and none much longer: joblib hands over a
+        batch's results together, and one task that takes long would hold back those of its batch.
         """
-        return self.sizer.mean_s is None and not self.limits.fixed_batches and not self.limits.streamed
+        if self.sizer.mean_s is not None or self.limits.fixed_batches:
+            return False
+        return not self.limits.streamed or max(known.mean_s, known.dispersion_s) < GUESSED_S
 
     def _queue_the_others(self, tasks: range, failed: Mapping[int, BaseException]) -> None:
         start = tasks.start
@@ -636,21 +640,28 @@ class CallState:
         return None if batch is None else batch.error
 
     def _may_deliver(self, number: int) -> bool:
-        if not self.limits.streamed or len(self._unconsumed) < self._lookahead():
+        if not self.limits.streamed or self._looks_ahead(number):
             return True
         # The consumer has taken everything before this batch and waits for it, whatever lies ready after it.
         waited_for = number == self._first_undelivered and min(self._unconsumed) > number
         return self.limits.ordered and waited_for
 
-    def _lookahead(self) -> int:
-        """Give how many batches of results may wait for the consumer."""
-        return max(2 * self._concurrency(self.slots), self.sizer.yielded_batches)
+    def _looks_ahead(self, number: int) -> bool:
+        """Whether a batch's results may wait for the consumer."""
+        n_waiting = len(self._unconsumed)
+        if n_waiting < 2 * self._concurrency(self.slots):
+            return True
+        batch, most = self._batches[number], self.sizer.yielded_size
+        if batch is None or self.limits.fixed_batches:
+            return False
+        return self._n_unconsumed + batch.size <= most and n_waiting < most // MIN_BATCH
 
     def _pop(self, number: int) -> Deliver:
         batch = self._batches[number]
         assert batch is not None  # only complete batches get here, once
         if self.limits.streamed:
-            self._unconsumed.add(number)
+            self._unconsumed[number] = batch.size
+            self._n_unconsumed += batch.size
         del self._complete[number]
         self._batches[number] = None
         self._n_undelivered -= self._weight(batch.size)
