@@ -1059,7 +1059,7 @@ class KnownCall(Call):
 
 @pytest.mark.parametrize("known", [Known(0.02, False), Known(SHORT_S, False, dispersion_s=0.02)])
 def test_where_results_are_taken_as_they_come_none_waits_for_others_that_may_take_long(known):
-    call = KnownCall(streamed=True)
+    call = KnownCall(slots=100, streamed=True)
     sent = [sent_tasks(call.tell(BatchArrived(1, known=known))) for _ in range(2)]
     assert sent == [[(0,)], [(1,)]]
     assert call.state.sizer.batch_size == 1
