@@ -1218,6 +1218,14 @@ def test_where_tasks_are_done_faster_than_made_more_go_before_any_reply_is_read(
     assert sent_tasks(call.arrive(200)) == []
 
 
+def test_what_a_chunk_leaves_waits_like_any_few_tasks():
+    call, _ = guessed_to_be_fed_slowly(queued=True)
+    assert [len(tasks) for tasks in sent_tasks(call.arrive(230))] == [200]
+    assert [len(tasks) for tasks in sent_tasks(call.arrive(70))] == [100]
+    assert [len(tasks) for tasks in sent_tasks(call.arrive(210))] == [200]
+    assert [len(tasks) for tasks in call.wait(GATHERED_S)] == [10]
+
+
 def test_the_rest_is_shared_out_as_if_what_was_sent_before_were_done():
     call, _ = guessed_to_be_fed_slowly(queued=True)
     assert sent_tasks(call.arrive(90)) == []

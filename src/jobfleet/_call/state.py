@@ -810,8 +810,8 @@ class CallState:
             )
             if self._next_chunk == len(self._chunks) == self._concurrency(self.slots):  # the first are on their way
                 self.hold_until_s = now_s + HOLD_NEXT_S
-                if self._holds(now_s):
-                    return
+            if self._holds(now_s):  # what is left may be too few
+                return
 
     def _runs_here(self) -> bool:
         """Whether the call, of which nothing has been sent yet, is so short that it goes no further than its caller."""
