@@ -1057,22 +1057,10 @@ class KnownCall(Call):
         return self.wait(0)
 
 
-@pytest.mark.parametrize("known", [Known(0.02, False), Known(SHORT_S, False, dispersion_s=0.02)])
-def test_where_results_are_taken_as_they_come_none_waits_for_others_that_may_take_long(known):
-    call = KnownCall(slots=100, streamed=True)
-    sent = [sent_tasks(call.tell(BatchArrived(1, known=known))) for _ in range(2)]
-    assert sent == [[(0,)], [(1,)]]
-    assert call.state.sizer.batch_size == 1
-
-
-def test_but_for_some_that_are_as_short_as_all_of_them_were():
+def test_where_results_are_taken_as_they_come_none_waits_for_those_that_go_along():
     call = KnownCall(streamed=True)
-    assert [sent_tasks(call.arrive()) for _ in range(2)] == [[], []]
-    assert call.state.sizer.batch_size > 1
-    call.pause()
-    assert call.asked > 0
-    call.arrive(6)
-    assert call.end_input() == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert [sent_tasks(call.arrive()) for _ in range(2)] == [[(0,)], [(1,)]]
+    assert call.state.sizer.batch_size == 1
 
 
 def test_the_first_tasks_wait_for_the_others_of_their_chunks():

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from .._engine.base import LostKind
-from .chunking import GATHERED_S, GUESSED_S, MIN_BATCH, MIN_MOVED_S, ChunkSizer
+from .chunking import GATHERED_S, MIN_BATCH, MIN_MOVED_S, ChunkSizer
 from .durations import Known
 from .recovery import (
     MAX_UNSTARTED_LOSSES,
@@ -393,7 +393,7 @@ class CallState:
     # Events
 
     def _arrived(self, event: BatchArrived, now_s: float) -> None:
-        if event.known is not None and self._may_guess(event.known):
+        if event.known is not None and self._may_guess():
             self.sizer.guess(*event.known)
         if not self._batches and self.sizer.guessed and (self.sizer.size > 1 or self.limits.help_s):
             self.hold_until_s = now_s + (HELP_HOLD_S if self.limits.help_s else HOLD_S)
@@ -419,15 +419,13 @@ class CallState:
         else:
             last.tasks = range(last.tasks.start, tasks.stop)
 
-    def _may_guess(self, known: Known) -> bool:
+    def _may_guess(self) -> bool:
         """Whether an earlier call says how the first tasks are cut.
 
-        Where results are taken as they come, only if its tasks were short, and none much longer: joblib hands over a
-        batch's results together, and one task that takes long would hold back those of its batch.
+        Not where results are taken as they come: those of a batch, and of a chunk, come together, and one task that
+        takes long after all would hold back the others'.
         """
-        if self.sizer.mean_s is not None or self.limits.fixed_batches:
-            return False
-        return not self.limits.streamed or max(known.mean_s, known.dispersion_s) < GUESSED_S
+        return self.sizer.mean_s is None and not self.limits.fixed_batches and not self.limits.streamed
 
     def _queue_the_others(self, tasks: range, failed: Mapping[int, BaseException]) -> None:
         start = tasks.start
