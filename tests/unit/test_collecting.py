@@ -2,12 +2,15 @@
 
 import gc
 import math
+import os
+import signal
 import time
 
 import pytest
 from joblib import Parallel, delayed, parallel_config
 from tests.witness import wait_until
 
+from jobfleet._call import collecting
 from jobfleet._call.collecting import RARE_THRESHOLD, RareCollection
 
 pytestmark = pytest.mark.timeout(60)
@@ -113,4 +116,25 @@ def test_calls_share_the_change_and_the_last_undoes_it():
     one.end()
     assert young() == RARE_THRESHOLD
     other.end()
+    assert young() == USUAL
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_meanwhile_starts_anew():
+    of_parent = RareCollection()
+    of_parent.begin()
+    collecting._lock.acquire()  # as a call's thread may, at that moment
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not pytest's, for the parent
+        signal.alarm(10)
+        own, seen = RareCollection(), [young()]
+        own.begin()
+        seen.append(young())
+        own.end()
+        seen.append(young())
+        os._exit(0 if seen == [USUAL, RARE_THRESHOLD, USUAL] else 1)
+    collecting._lock.release()
+    of_parent.end()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert young() == USUAL

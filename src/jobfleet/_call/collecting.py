@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 
 #: joblib makes some thousand tasks at a time, of a few objects each, which go as soon as they are pickled. The
@@ -46,15 +47,31 @@ class RareCollection:
 
     def end(self) -> None:
         """Look as often as before; nothing changes if it has not begun."""
-        global _n_holders, _usual
+        global _n_holders
         if not self._holds:
             return
         self._holds = False
         with _lock:
             _n_holders -= 1
-            if _n_holders or _usual is None:
-                return
-            usual, _usual = _usual, None
-            young, *older = gc.get_threshold()
-            if young == RARE_THRESHOLD:
-                gc.set_threshold(usual, *older)
+            if not _n_holders:
+                _undo()
+
+
+def _undo() -> None:
+    global _usual
+    usual, _usual = _usual, None
+    young, *older = gc.get_threshold()
+    if usual is not None and young == RARE_THRESHOLD:
+        gc.set_threshold(usual, *older)
+
+
+def _after_fork() -> None:
+    """Forget calls whose threads are in the process that this one was forked from; one may have held the lock."""
+    global _lock, _n_holders
+    _lock = threading.Lock()
+    _n_holders = 0
+    _undo()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
