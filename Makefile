@@ -44,7 +44,7 @@ lint: $(VENV)/.ready ## Check style, types and layers
 	@! grep -rnE '^\s*(import|from) jobfleet\b' src || \
 	  { echo "imports inside the package are relative: on a worker it runs under a private name" >&2; exit 1; }
 
-bench-dispatch: $(VENV)/.bench ## Measure jobfleet beside joblib's other backends (40 minutes); BENCH_ARGS="--rows tiny" chooses
+bench-dispatch: $(VENV)/.bench ## Measure jobfleet beside joblib's other backends (45 minutes); BENCH_ARGS="--rows tiny" chooses
 	$(BIN)/python -m benchmarks.dispatch --picture benchmarks/results/dispatch.svg $(BENCH_ARGS)
 
 bench-simulate: $(VENV)/.ready ## Simulate how calls are cut into chunks, for up to 10,000 slots

@@ -215,7 +215,7 @@ class ChunkSizer:
 
     @property
     def yielded_size(self) -> int:
-        """How many tasks' results may lie ready to be yielded, if tasks are that short; in batches of at least 32."""
+        """How many tasks' results may lie ready to be yielded, if tasks are that short."""
         if self.mean_s is None:
             return 0
         return int(min(YIELDED_S * self.n_slots / self.mean_s, MAX_READY_NBYTES / (self.mean_nbytes + TASK_NBYTES)))

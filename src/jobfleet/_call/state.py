@@ -649,9 +649,11 @@ class CallState:
         n_waiting = len(self._unconsumed)
         if n_waiting < 2 * self._concurrency(self.slots):
             return True
-        batch, most = self._batches[number], self.sizer.yielded_size
-        if batch is None or self.limits.fixed_batches:
+        if self.limits.fixed_batches:
             return False
+        batch, most = self._batches[number], self.sizer.yielded_size
+        assert batch is not None  # complete, and not delivered
+        # Each has a tracker of joblib's, so they must not be too small.
         return self._n_unconsumed + batch.size <= most and n_waiting < most // MIN_BATCH
 
     def _pop(self, number: int) -> Deliver:
