@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from .measure import Measurement
-from .plain import plain_process
 from .report import summary, table
 from .results import SUBJECTS, RowResult, load, save
 from .rows import ROWS, Row
@@ -46,8 +45,8 @@ def main(
     results = load(path)
     if not show:
         chosen = _chosen(rows)
-        with cluster(kind) as on, plain_process(on.slots, quick) as plain, Spinners(on.slots) as spinners:
-            measurement = Measurement(on, plain, spinners, subjects.split(","), 1 if quick else repeats, quick, quiet_s)
+        with cluster(kind, quick) as on, Spinners(on.slots) as spinners:
+            measurement = Measurement(on, spinners, subjects.split(","), 1 if quick else repeats, quick, quiet_s)
             for row in chosen:
                 result = results[row.name] = (results.get(row.name) if add else None) or RowResult()
                 measurement.time(row, result, lambda: save(path, results))

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import distributed
 from distributed.comm.inproc import InProc
 from distributed.comm.tcp import TCP
 
 from ..machine import CpuClock
-from .subjects import Cluster, everywhere
 from .workloads import Workload
+
+T = TypeVar("T")
 
 #: How long a cluster without work is watched: what it does then is taken off what is counted.
 IDLE_S = 3.0
@@ -52,11 +54,19 @@ def read() -> dict[str, int]:
     return dict(_counted)
 
 
-class Counter:
-    """Count what one run of a workload takes on a subject's cluster, over all processes, while it is alone."""
+def everywhere(client: distributed.Client, function: Callable[[], T]) -> list[T]:
+    """Call a function in the processes of a client's cluster, but for this one."""
+    results = list(client.run(function).values())
+    if client.run_on_scheduler(os.getpid) != os.getpid():
+        results.append(client.run_on_scheduler(function))
+    return results
 
-    def __init__(self, cluster: Cluster, subject: str) -> None:
-        self._client = cluster.clients[subject]
+
+class Counter:
+    """Count what one run of a workload takes on a client's cluster, over all processes, while it is alone."""
+
+    def __init__(self, client: distributed.Client) -> None:
+        self._client = client
         install()
         everywhere(self._client, install)
         # What asking takes, and what goes on when nothing is done: heartbeats, ticks of the loops.

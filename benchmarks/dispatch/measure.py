@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..machine import facts
 from .counts import Counter
-from .plain import Elsewhere, PlainProcess
 from .results import DASK, MACHINE, RowResult
-from .rows import Row
+from .rows import Prepared, Row
 from .spinner import Spinners
 from .subjects import Cluster
 
@@ -24,9 +20,7 @@ class Measurement:
     Parameters
     ----------
     on
-        Where the Dask backends run their tasks.
-    plain
-        Where the other backends run them.
+        Where the subjects run their tasks.
     spinners
         As many processes as it has slots.
     subjects
@@ -40,7 +34,6 @@ class Measurement:
     """
 
     on: Cluster
-    plain: PlainProcess
     spinners: Spinners
     subjects: Sequence[str]
     repeats: int
@@ -54,17 +47,17 @@ class Measurement:
         result.facts = prepared.facts | {f"scale_{subject}": scale for subject, scale in prepared.scales.items()}
         result.machine = facts()
         workloads = {
-            subject: prepared.workloads[subject] if subject in DASK else Elsewhere(self.plain, row.name, subject)
+            subject: self.on.workload(subject, row, prepared)
             for subject in self.subjects
             if subject in prepared.workloads
         }
         for subject, workload in workloads.items():
-            with self._using(subject):
+            with self.on.using(subject):
                 workload.warm()
         for _ in range(self.repeats):
             for subject, workload in workloads.items():
                 self.spinners.wait_until_quiet(self.quiet_s)
-                with self.on.alone(subject), self._using(subject):
+                with self.on.alone(subject), self.on.using(subject):
                     sample = workload.once()
                 scale = prepared.scales.get(subject, 1.0)
                 scaled = {what: value * scale for what, value in sample.items() if what in ("wall_s", "cpu_s")}
@@ -76,18 +69,20 @@ class Measurement:
                 result.samples.setdefault(MACHINE, []).append({"wall_s": wall_s})
             keep()
 
-    def _using(self, subject: str) -> AbstractContextManager[Any]:
-        return self.on.using(subject) if subject in DASK else contextlib.nullcontext()
-
     def count(self, row: Row, result: RowResult) -> None:
         """Count messages and CPU time, in runs that are not timed."""
         prepared = row.prepare(self.on.slots, self.quick)
-        work_s = prepared.facts.get("work_s", 0.0)
         for _ in range(self.repeats):
             for subject in DASK:
                 if subject in self.subjects:
                     with self.on.alone(subject), self.on.using(subject):
-                        if subject not in self._counters:
-                            self._counters[subject] = Counter(self.on, subject)
-                        counts = self._counters[subject].count(prepared.workloads[subject], work_s)
+                        counts = self._count(row, subject, prepared)
                     result.counts.setdefault(subject, []).append(counts)
+
+    def _count(self, row: Row, subject: str, prepared: Prepared) -> dict[str, float]:
+        if subject not in self.on.clients:
+            counts: dict[str, float] = self.on.apart(subject).ask("count", row.name, subject)
+            return counts
+        if subject not in self._counters:
+            self._counters[subject] = Counter(self.on.clients[subject])
+        return self._counters[subject].count(prepared.workloads[subject], prepared.facts.get("work_s", 0.0))

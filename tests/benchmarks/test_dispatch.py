@@ -31,41 +31,59 @@ def test_runs_rows_in_turns_checks_them_and_keeps_what_it_measured(tmp_path):
         assert text in done.stdout
 
 
-#: Prints, for each subject in its turn, whose processes ran its tasks, and whose stood still meanwhile.
+#: Prints, for each subject in its turn, which cluster ran its tasks, and which stood still meanwhile.
 TURNS = """
-import json, os
+import json, os, sys
 import psutil
 from joblib import Parallel, delayed, parallel_config
+from benchmarks.dispatch.counts import everywhere
 from benchmarks.dispatch.subjects import cluster
 
-with cluster("own") as on:
-    clients = {name: on.clients[name] for name in ("jobfleet", "builtin")}
-    of_cluster = {
-        name: {client.run_on_scheduler(os.getpid), *client.run(os.getpid).values()} - {os.getpid()}
-        for name, client in clients.items()
-    }
-    assert [len(pids) for pids in of_cluster.values()] == [on.slots, on.slots + 1], "the built-in's scheduler is apart"
+def work_of(pids):
+    return sum(psutil.Process(pid).num_ctx_switches().voluntary for pid in pids)
+
+with cluster(sys.argv[1], quick=True) as on:
+    clusters = {}
+    if on.kind != "local":
+        clusters["embedded"] = everywhere(on.clients["jobfleet"], os.getpid)
+    if on.local is not None:
+        clusters["local"] = on.local.ask("pids")
     for subject in ("jobfleet", "builtin", "loky"):
-        with on.alone(subject), parallel_config("loky", n_jobs=2) if subject == "loky" else on.using(subject):
-            ran = set(Parallel()(delayed(os.getpid)() for _ in range(4)))
-            still = {pid for pids in of_cluster.values() for pid in pids if psutil.Process(pid).status() == "stopped"}
-        of = [name for name, pids in of_cluster.items() if ran <= pids]
-        stopped = [name for name, pids in of_cluster.items() if pids <= still]
-        print(json.dumps([subject, of, stopped]))
+        with on.alone(subject), on.using(subject):
+            if subject in on.clients:
+                ran = set(Parallel()(delayed(os.getpid)() for _ in range(4)))
+                ran = [name for name, pids in clusters.items() if ran <= set(pids)]
+            else:
+                before = {name: work_of(pids) for name, pids in clusters.items()}
+                on.apart(subject).ask("once", "noop", subject)
+                ran = [name for name, pids in clusters.items() if work_of(pids) > before[name] + 10]
+            stopped = {pid for pids in clusters.values() for pid in pids if psutil.Process(pid).status() == "stopped"}
+        print(json.dumps([subject, ran, [name for name, pids in clusters.items() if set(pids) <= stopped]]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_processes_of_other_clusters_stand_still_while_one_is_measured():
-    command = [sys.executable, "-c", TURNS]
+@pytest.mark.parametrize(
+    ("kind", "turns"),
+    [
+        (
+            "own",
+            [
+                ["jobfleet", ["embedded"], ["local"]],
+                ["builtin", ["local"], ["embedded"]],
+                ["loky", [], ["embedded", "local"]],
+            ],
+        ),
+        ("local", [["jobfleet", ["local"], []], ["builtin", ["local"], []], ["loky", [], ["local"]]]),
+        ("embedded", [["jobfleet", ["embedded"], []], ["builtin", ["embedded"], []], ["loky", [], ["embedded"]]]),
+    ],
+)
+def test_processes_of_other_clusters_stand_still_while_one_is_measured(kind, turns):
+    command = [sys.executable, "-c", TURNS, kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    assert list(map(json.loads, done.stdout.splitlines())) == [
-        ["jobfleet", ["jobfleet"], ["builtin"]],
-        ["builtin", ["builtin"], ["jobfleet"]],
-        ["loky", [], ["jobfleet", "builtin"]],
-    ]
+    assert list(map(json.loads, done.stdout.splitlines())) == turns
 
 
 #: Prints what is loaded where loky and threading run.
