@@ -102,8 +102,18 @@ class Capture:
 
     def take(self) -> tuple[Event, ...]:
         """Return what happened since the last time, and undo what the task left behind."""
-        if self.filters is not None and _process.disturbed():
-            self._version = _process.tidy(self, self._version)
+        if self.filters is not None:
+            # Called after every task, so all of it is here.
+            filters, n_filters, first, stdout, stderr, hook = _process.installed
+            if (
+                warnings.filters is not filters
+                or len(filters) != n_filters
+                or filters[0] is not first
+                or sys.stdout is not stdout
+                or sys.stderr is not stderr
+                or warnings.showwarning is not hook
+            ):
+                self._version = _process.tidy(self, self._version)
         if self._decoders:
             self._end_bytes()
         if not self._events:
@@ -251,10 +261,19 @@ def _origin(filename: str, lineno: int) -> tuple[str, Registry | None]:
 class _Process:
     """Hold what captures change in the process: its streams, filters and warnings hook.
 
+    Attributes
+    ----------
+    installed
+        What is in place if nobody has changed it: filters, their number, the first of them, streams, hook. A change
+        that leaves the number of filters and the first of them alone is not noticed; no function of `warnings` makes
+        one. Without filters it is of no meaning.
+
     Notes
     -----
     Thread-safe; the lock is held for memory operations only.
     """
+
+    installed: tuple[Any, ...]
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -273,6 +292,7 @@ class _Process:
             if len(self._active) == 1:
                 self._streams = install()
             self._apply()
+            self._note_installed()
             return self._version
 
     def leave(self, capture: Capture) -> None:
@@ -280,25 +300,9 @@ class _Process:
         with self._lock:
             self._active.remove(capture)
             self._apply()
+            self._note_installed()
             if not self._active:
                 uninstall()
-
-    def disturbed(self) -> bool:
-        """Say whether streams, hook or filters are not as they were installed.
-
-        Without the lock, and cheap: it is asked after every task. A change that leaves the
-        number of filters and the first of them alone is not noticed; no function of
-        `warnings` makes one.
-        """
-        installed = self._installed
-        return (
-            warnings.filters is not installed
-            or len(installed) != len(self._pristine)
-            or installed[0] is not self._pristine[0]
-            or sys.stdout is not self._streams[0]
-            or sys.stderr is not self._streams[1]
-            or warnings.showwarning is not self._hook
-        )
 
     def tidy(self, capture: Capture, version: int | None) -> int | None:
         """Undo what a task has left changed, so that the next does not depend on it.
@@ -313,7 +317,12 @@ class _Process:
             if self._hook is not None:
                 warnings.showwarning = self._hook
             self._install_filters(self._pristine)
+            self._note_installed()
             return self._version
+
+    def _note_installed(self) -> None:
+        first = self._pristine[0] if self._pristine else None
+        self.installed = self._installed, len(self._pristine), first, *self._streams, self._hook
 
     def _apply(self) -> None:
         """Bring the filters in line with the captures that are active."""

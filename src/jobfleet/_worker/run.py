@@ -137,7 +137,10 @@ def run_chunk(
     give_back: AbstractContextManager[None] = nullcontext()
     if request.budget_s is not None and not request.report_every:  # of a watched chunk all is left together
         give_back = place.give_back(kept, stops.over_after_s + 10 * _LOOK_S)  # it begins a little before the tasks
-    started = time.perf_counter()
+    # There may be many tasks that take less than a call of a function of ours.
+    clock, keep = time.perf_counter, results.atoms.append
+    kept_as_they_are = _NUMBERS if limit is None else frozenset()
+    started = clock()
     with (
         capture or nullcontext(),
         limited(spec.inner_max_num_threads, place.default_threads(spec)),
@@ -151,7 +154,7 @@ def run_chunk(
                 if spec.initializer is not None:
                     _initialize(spec.initializer)
                 for function, args, kwargs in calls:
-                    if stops():
+                    if clock() >= stops.look_at and stops():
                         if limit is not None:
                             limit.keep()  # the one that was next is not at fault
                         break
@@ -164,7 +167,10 @@ def run_chunk(
                     del function, args, kwargs
                     if capture is not None and (events := capture.take()):
                         results.add_events(events)
-                    results.add(result)
+                    if type(result) in kept_as_they_are:
+                        keep(result)
+                    else:
+                        results.add(result)
                     del result
             except _Failed as error:
                 failure = error.failure
@@ -199,15 +205,18 @@ def _reported(calls: Iterable[T], every: int, place: Place) -> Iterator[T]:
 class _Stops:
     """Tell between two tasks whether the chunk ends: it has been given up, or its time is over.
 
-    The first task of a chunk is not held up by the time. Tasks that take microseconds are not asked after each.
+    The first task of a chunk is not held up by the time.
 
     Attributes
     ----------
+    look_at
+        When it should be asked next, on `time.perf_counter`; not after each task that takes microseconds.
     squares_s2, n_timed
         See `Reply`.
     """
 
-    __slots__ = ("_budget_s", "_cancelled", "_last", "_look_again", "_started", "n_timed", "squares_s2")
+    __slots__ = ("_budget_s", "_cancelled", "_last", "_started", "look_at", "n_timed", "squares_s2")
+    look_at: float
     squares_s2: float
     n_timed: int
 
@@ -215,16 +224,14 @@ class _Stops:
         self._cancelled = cancelled
         self._budget_s = math.inf if budget_s is None else budget_s
         self._started: float | None = None
-        self._look_again = -math.inf
+        self.look_at = -math.inf
         self._last: float | None = None
         self.squares_s2 = 0.0
         self.n_timed = 0
 
     def __call__(self) -> bool:
         now = time.perf_counter()
-        if now < self._look_again:
-            return False
-        self._look_again = now + _LOOK_S
+        self.look_at = now + _LOOK_S
         self._note(now)
         if self._started is None:
             self._started = now
@@ -304,11 +311,10 @@ class _Calls:
         self._shared = [self._load_shared(*function) for function in request.functions]
 
     def __iter__(self) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-        for item in self._request.items:
-            if item[0] == wire.MANY:
-                yield from self._many(*item[1:])
-            else:
-                yield self._one(*item[1:])
+        return itertools.chain.from_iterable(itertools.starmap(self._some, self._request.items))
+
+    def _some(self, kind: int, *item: Any) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+        return self._many(*item) if kind == wire.MANY else self._one(*item)
 
     def _many(self, function: int, data: bytes) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         args, kwargs = pickle.loads(data)
@@ -319,12 +325,11 @@ class _Calls:
 
     def _one(
         self, function: int | None, data: bytes, buffers: Sequence[tuple[int, bool, bool]]
-    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    ) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         if function is None:
-            value: tuple[Any, tuple[Any, ...], dict[str, Any]]
-            value = self._load(data, buffers, "function or an argument")
-            return value
-        return (self._function(function), *self._load(data, buffers, "argument"))
+            yield self._load(data, buffers, "function or an argument")
+        else:
+            yield (self._function(function), *self._load(data, buffers, "argument"))
 
     def _load_shared(self, data: bytes, buffers: Sequence[tuple[int, bool, bool]], shared: bool) -> Any:
         """Load a function, or keep what went wrong for the first call that needs it."""
@@ -388,22 +393,37 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Results:
-    """Collect results as bytes as soon as they are there: the task may go on changing them."""
+    """Collect results as bytes as soon as they are there: the task may go on changing them.
+
+    Attributes
+    ----------
+    atoms
+        The results that cannot change, in order; numbers may be added without `add` where no task has a time limit.
+    """
+
+    atoms: list[Any]
 
     def __init__(self, export: Callable[[memoryview], Any], keep: Callable[[], None] | None) -> None:
         self._export = export
         self._keep = keep
         self._groups: list[tuple[Any, ...]] = []
-        self._atoms: list[Any] = []
+        self.atoms = []
+        self._n_grouped = 0
+        """How many of the atoms are in `_groups`."""
         self._buffers: list[Any] = []
         self._events: list[tuple[int, tuple[Any, ...]]] = []
-        self.count = 0
+        self._n_others = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are; any thread may ask."""
+        return self._n_others + len(self.atoms)
 
     def add(self, result: Any) -> None:
         if type(result) in _NUMBERS or atomic((result,)):
             if self._keep is not None:
                 self._keep()
-            self._atoms.append(result)
+            self.atoms.append(result)
         else:
             try:
                 data, views, _ = dump(result)
@@ -415,7 +435,7 @@ class _Results:
             self._close_atoms()
             self._groups.append((wire.ONE, data, len(copies)))
             self._buffers.extend(copies)
-        self.count += 1
+            self._n_others += 1
 
     def add_events(self, events: tuple[Any, ...]) -> None:
         """Add what a task printed and warned; called before its result is added."""
@@ -436,9 +456,10 @@ class _Results:
         return [reply.to_bytes(), *self._buffers]
 
     def _close_atoms(self) -> None:
-        if self._atoms:
-            self._groups.append((wire.MANY, len(self._atoms), pickle.dumps(self._atoms, protocol=5)))
-            self._atoms = []
+        atoms = self.atoms[self._n_grouped :]
+        if atoms:
+            self._groups.append((wire.MANY, len(atoms), pickle.dumps(atoms, protocol=5)))
+            self._n_grouped += len(atoms)
 
 
 _initialized: set[bytes] = set()
