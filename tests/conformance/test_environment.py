@@ -1,5 +1,6 @@
 """What surrounds a task: initializers, thread limits, hints about threads and shared memory."""
 
+import cProfile
 import os
 import threading
 
@@ -24,6 +25,14 @@ def prepared(_):
 
 def square(x):
     return x * x
+
+
+def profiled_square(x):
+    for _ in range(100):
+        square(x)
+    profile = cProfile.Profile()
+    result = profile.runcall(square, x)
+    return result, sum(entry.callcount for entry in profile.getstats() if entry.code is square.__code__)
 
 
 @pytest.fixture(autouse=True)
@@ -148,3 +157,9 @@ def test_the_callers_block_is_not_left_inside_tasks(backend):
             [(i + k) ** 2 for k in range(3)] for i in range(3)
         ]
         assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+def test_tasks_may_profile_what_they_call(backend):
+    with backend():
+        for _ in range(2):  # a worker's second chunk, too
+            assert Parallel(n_jobs=2)(delayed(profiled_square)(i) for i in range(4)) == [(i * i, 1) for i in range(4)]

@@ -1,5 +1,6 @@
 """Interruption of a thread arrives where it was meant for, and nowhere else."""
 
+import cProfile
 import gc
 import sys
 import threading
@@ -265,6 +266,50 @@ def test_an_inner_call_is_interrupted_in_place_of_the_outer_one():
     assert subject.join() is None
     assert len(inner) == 1
     assert inner[0].requested
+
+
+def profiled():
+    """Profile a function that has run often: Python 3.11 would not come back from it while an interruption is due."""
+
+    def warm():
+        return 7
+
+    for _ in range(100):
+        warm()
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        return warm()
+    finally:
+        profile.disable()
+
+
+def test_code_may_be_profiled():
+    region = Interruptible()
+    region.run(lambda: None)
+    assert region.run(profiled) == 7
+    assert profiled() == 7
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_code_may_be_profiled_after_an_interruption_that_did_not_arrive():
+    """Whether one arrives is up to the moment: of hundreds, some do not."""
+    regions, profiles = [], []
+
+    def many_runs():
+        for i in range(1000):
+            regions.append(Interruptible())
+            regions[-1].run(lambda i=i: sum(range(i % 400)))
+            profiles.append(profiled())
+
+    thread = threading.Thread(target=many_runs, daemon=True)
+    thread.start()
+    hits = 0
+    while thread.is_alive():
+        if regions:
+            hits += regions[-1].interrupt()
+    assert profiles == [7] * 1000
+    assert hits
 
 
 def test_other_errors_pass():

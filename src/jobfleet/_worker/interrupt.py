@@ -129,7 +129,7 @@ class Interruptible:
                     _raise_in(self._thread_id)
                     # The thread may have run on between the look and the deed.
                     if self._is_spared():
-                        _take_back(self._thread_id)
+                        _set_exception(self._thread_id, ctypes.py_object())
             finally:
                 del self._holder["by"]
         return self._running
@@ -141,7 +141,8 @@ class Interruptible:
         """Be safe from now on."""
         while self._holder.setdefault("by", "own") != "own":
             time.sleep(0)  # the other thread is about to give it back
-        _take_back(self._thread_id)
+        if self._raised:
+            _take_back()
 
     def _let_go(self) -> None:
         del self._holder["by"]
@@ -190,8 +191,22 @@ def _raise_in(thread_id: int) -> None:
     _set_exception(thread_id, Interrupted)
 
 
-def _take_back(thread_id: int) -> None:
-    _set_exception(thread_id, ctypes.py_object())
+class _Nothing(BaseException):
+    """Takes the place of what is taken back."""
+
+
+def _take_back() -> None:
+    """Have nothing arrive any more of what was raised in this thread.
+
+    Something else is raised in its place, and arrives here. If nothing were, Python 3.11 and 3.12 would look for it at
+    every call and every turn of a loop from then on; and 3.11, where a function is traced or profiled, for ever.
+    """
+    try:
+        _set_exception(threading.get_ident(), _Nothing)
+        for _ in range(100):  # it arrives at the first turn
+            pass
+    except _Nothing:
+        pass
 
 
 def _spares(thread_id: int) -> bool:
