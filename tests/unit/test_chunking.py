@@ -164,7 +164,7 @@ def test_it_is_known_whether_tasks_take_longer_to_make_than_to_do(slots):
     assert sizer.is_fed_slowly
 
 
-@pytest.mark.parametrize(("task_s", "n_tasks"), [(1e-5, 200), (LEAST_S / 50, 50), (3e-3, 1)])
+@pytest.mark.parametrize(("task_s", "n_tasks"), [(1e-5, 200), (LEAST_S / 50, 50), (GATHERED_S / 8, 1)])
 def test_a_chunk_waits_for_what_is_made_soon_and_not_longer_than_it_lasts(task_s, n_tasks):
     sizer = ChunkSizer(20, queued=True)
     for _ in range(60):

@@ -5,6 +5,7 @@ import pytest
 from jobfleet._call.chunking import (
     BATCH_S,
     GATHERED_S,
+    GUESSED_S,
     MAKING_S,
     MAX_WAITING_S,
     MIN_BATCH,
@@ -1190,11 +1191,11 @@ def test_nor_where_joblib_is_to_dispatch_no_more():
 def guessed_to_be_fed_slowly(**changes):
     """Give a call whose first chunks run, by a guess, and the chunks that go with them.
 
-    A hundred of its tasks are made in the time for which a chunk waits, and done in half of that.
+    A hundred of its tasks are made in the time for which a chunk waits, two hundred done in that of a guessed chunk.
     """
     call = KnownCall(**changes)
     call.state.sizer.observe_making(1000, 1000 * GATHERED_S / 100 + BATCH_S)
-    return call, sent_tasks(call.arrive(801, each_s=GATHERED_S / 200))
+    return call, sent_tasks(call.arrive(801, each_s=GUESSED_S / 200))
 
 
 def test_where_tasks_are_done_faster_than_made_more_go_before_any_reply_is_read():

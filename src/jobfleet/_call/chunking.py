@@ -62,7 +62,7 @@ MIN_MOVED_S = 0.1
 
 #: Where slots share the client's processors, and do tasks faster than it makes them, a chunk waits while it has less
 #: than is made in this time, or done in that of the shortest chunk: it would cost the client more than what is in it.
-GATHERED_S = 0.02
+GATHERED_S = 0.04
 
 #: There a slot may have so many chunks: they are done long before the client, which makes others, comes to read it.
 UNREAD_CHUNKS = 4
