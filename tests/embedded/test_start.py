@@ -109,6 +109,23 @@ def test_other_configuration_is_left_alone(program):
     assert program.run_script(WORK + configured) == "42\n"
 
 
+def test_the_event_loop_is_the_one_that_is_configured(program):
+    """`uvloop` here is a stand-in for the package, which need not be installed."""
+    (program.directory / "uvloop.py").write_text(
+        "import asyncio\nclass Loop(asyncio.SelectorEventLoop): pass\nnew_event_loop = Loop\n"
+    )
+    program.environment["DASK_DISTRIBUTED__ADMIN__EVENT_LOOP"] = "uvloop"
+    kinds = """
+def kind(client):
+    return type(client.loop.asyncio_loop).__name__
+def on_worker():
+    from distributed import get_worker
+    return kind(get_worker())
+print(kind(client), client.submit(on_worker).result())
+"""
+    assert program.run_script(WORK + kinds) == "42\nLoop Loop\n"
+
+
 def test_tasks_can_start_processes(program):
     assert (
         program.run_script("""

@@ -66,9 +66,13 @@ def main(line: BinaryIO) -> None:
     try:
         # Most of the start-up time is this import, which needs no specification.
         import distributed  # noqa: F401
+        from distributed.config import get_loop_factory
 
         # No deadline: the thread above ends the process when the client goes away.
-        asyncio.run(serve(specifications.get()))
+        specification = specifications.get()
+        configure(specification)
+        with asyncio.Runner(loop_factory=get_loop_factory()) as runner:
+            runner.run(serve(specification))
         status = 0
     except BaseException:
         report(line, traceback.format_exc())
@@ -109,9 +113,19 @@ def flush() -> None:
                 stream.flush()
 
 
+def configure(specification: dict[str, Any]) -> None:
+    """Take the client's configuration, which says also what runs the event loop."""
+    import dask.config
+
+    multiprocessing.current_process().authkey = bytes.fromhex(specification["authkey"])
+    dask.config.update(dask.config.config, specification["config"], priority="new")
+    dask.config.set(CONFIG)
+    if specification["quiet"]:
+        quieten()
+
+
 async def serve(specification: dict[str, Any]) -> None:
     """Run the worker that the client has specified."""
-    import dask.config
     import distributed
 
     class Worker(distributed.Worker):
@@ -123,11 +137,6 @@ async def serve(specification: dict[str, Any]) -> None:
         def start_http_server(self, *args: object, **kwargs: object) -> None:
             pass
 
-    multiprocessing.current_process().authkey = bytes.fromhex(specification["authkey"])
-    dask.config.update(dask.config.config, specification["config"], priority="new")
-    dask.config.set(CONFIG)
-    if specification["quiet"]:
-        quieten()
     worker = Worker(
         specification["scheduler"],
         name=specification["name"],
