@@ -77,11 +77,6 @@ class Apart:
             raise RuntimeError(f"{self._process.args!r} has ended; it says why above")
         return json.loads(answer)
 
-    @property
-    def pid(self) -> int:
-        """Give its process id."""
-        return self._process.pid
-
 
 @dataclass
 class Elsewhere:

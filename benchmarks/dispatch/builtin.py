@@ -16,6 +16,8 @@ from joblib._dask import DaskDistributedBackend
 from .apart import Runner
 from .counts import Counter, everywhere
 
+register_parallel_backend("builtin", DaskDistributedBackend)
+
 
 class Builtin(Runner):
     """Run the built-in on a cluster of single-thread worker processes."""
@@ -47,7 +49,6 @@ class Builtin(Runner):
 
 def main() -> None:
     """Run until the input ends."""
-    register_parallel_backend("builtin", DaskDistributedBackend)
     slots, quick = json.loads(sys.argv[1])
     settings = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with LocalCluster(n_workers=slots, **settings) as cluster, Client(cluster, set_as_default=False) as client:

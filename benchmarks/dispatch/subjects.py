@@ -13,19 +13,17 @@ from typing import Any
 
 import joblib
 from distributed import Client
-from joblib import Parallel, delayed, effective_n_jobs, parallel_config, register_parallel_backend
-from joblib._dask import DaskDistributedBackend
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 
 import jobfleet  # noqa: F401  # registers "jobfleet", and "dask" in place of joblib's own
 from jobfleet._engine.embedded import close_embedded, embedded_client
 
+from . import builtin  # noqa: F401  # registers "builtin"
 from .apart import Apart, Elsewhere, apart
 from .counts import everywhere
 from .results import DASK
 from .rows import Prepared, Row
 from .workloads import Workload
-
-register_parallel_backend("builtin", DaskDistributedBackend)
 
 
 @dataclass(frozen=True)

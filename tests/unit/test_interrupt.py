@@ -53,6 +53,17 @@ class Subject:
         return self.outcome[0]
 
 
+def interrupt_all_the_time(function, regions):
+    """Run a function in a thread and interrupt the last of its regions until it ends; gives how often one was hit."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    hits = 0
+    while thread.is_alive():
+        if regions:
+            hits += regions[-1].interrupt()
+    return hits
+
+
 def spin(reached):
     reached.set()
     while True:
@@ -302,14 +313,8 @@ def test_code_may_be_profiled_after_an_interruption_that_did_not_arrive():
             regions[-1].run(lambda i=i: sum(range(i % 400)))
             profiles.append(profiled())
 
-    thread = threading.Thread(target=many_runs, daemon=True)
-    thread.start()
-    hits = 0
-    while thread.is_alive():
-        if regions:
-            hits += regions[-1].interrupt()
+    assert interrupt_all_the_time(many_runs, regions)
     assert profiles == [7] * 1000
-    assert hits
 
 
 def test_other_errors_pass():
@@ -341,16 +346,9 @@ def test_nothing_arrives_after_the_end():
             except BaseException as error:
                 escaped.append(error)
 
-    thread = threading.Thread(target=many_short_runs, daemon=True)
-    thread.start()
-    hits = 0
-    while thread.is_alive():
-        if regions:
-            hits += regions[-1].interrupt()
-    thread.join(WITHIN_S)
+    assert interrupt_all_the_time(many_short_runs, regions)
     assert escaped == []
     assert begun == finished
-    assert hits
 
 
 def test_an_interruption_on_the_way_into_code_of_ours_takes_nothing_from_who_raised_it(monkeypatch):

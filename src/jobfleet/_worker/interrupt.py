@@ -127,7 +127,8 @@ class Interruptible:
                 if not self._is_spared():
                     self._raised = True
                     _raise_in(self._thread_id)
-                    # The thread may have run on between the look and the deed.
+                    # The thread may have run on between the look and the deed. Here nothing can arrive in the place of
+                    # what is taken back, see `_take_back`: that is made good when the thread holds.
                     if self._is_spared():
                         _set_exception(self._thread_id, ctypes.py_object())
             finally:
