@@ -49,9 +49,9 @@ class Costs:
     """The scheduler can do one chunk in that time, and no two at once."""
     client_chunk_s: float = 0.0003
     """The same for the client."""
-    client_batch_s: float = 0.00006
+    client_batch_s: float = 0.000035
     """And for each of joblib's batches..."""
-    client_task_s: float = 0.000005
+    client_task_s: float = 0.000003
     """...and each task: joblib, pickling, the result."""
     queued: bool = False
     """What is beyond the slots waits on the scheduler; else on the workers, where Dask may steal it."""

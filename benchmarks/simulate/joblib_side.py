@@ -38,9 +38,12 @@ class Dispatcher:
             yield size
         self._left = after
 
-    def next(self) -> int | None:
-        """Give the size of the batch that a completed one makes room for, None at the end."""
-        size = self._one(at_end=True)
+    def next(self, smaller_at_end: bool = True) -> int | None:
+        """Give the size of the batch that a completed one makes room for, or that was asked for; None at the end.
+
+        See `jobfleet._compat.dispatch_more` for `smaller_at_end`.
+        """
+        size = self._one(smaller_at_end)
         self.ended = size is None
         return size
 

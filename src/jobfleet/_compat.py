@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 from typing import Any
 
@@ -49,11 +50,23 @@ def input_ended(parallel: Parallel) -> bool:
     return getattr(parallel, "_original_iterator", parallel) is None
 
 
-def dispatch_more(parallel: Parallel) -> None:
-    """Have joblib dispatch one batch more than it would by itself, if there is one."""
+def dispatch_more(parallel: Parallel, smaller_at_end: bool = True) -> None:
+    """Have joblib dispatch one batch more than it would by itself, if there is one.
+
+    Parameters
+    ----------
+    parallel
+        The call.
+    smaller_at_end
+        joblib cuts the last tasks of the user's iterable into batches of a tenth, so that all workers end together. It
+        knows the end by the iterator that it holds itself, so it gets one that reads from this.
+    """
     with parallel._lock:
-        if not parallel._aborting and parallel._original_iterator is not None:
-            parallel.dispatch_next()
+        iterator = parallel._original_iterator
+        if parallel._aborting or iterator is None:
+            return
+        if smaller_at_end or not parallel.dispatch_one_batch(itertools.islice(iterator, None)):
+            parallel.dispatch_next()  # which notes that there are no more
 
 
 def fail_call(parallel: Parallel, error: BaseException) -> None:

@@ -146,6 +146,33 @@ def test_dispatch_more_has_joblib_submit_more():
     assert list(results) == list(range(5))
 
 
+@pytest.mark.parametrize(("smaller_at_end", "sizes"), [(True, [1] * 7), (False, [3, 3, 1])])
+def test_dispatch_more_may_have_the_last_batches_as_large_as_those_before(smaller_at_end, sizes):
+    backend = ByHand()
+    backend.compute_batch_size = lambda: 5
+    results = call(backend, (delayed(abs)(-i) for i in range(2 + 10 + 7)), pre_dispatch=2)
+    while not input_ended(backend.parallel):
+        dispatch_more(backend.parallel, smaller_at_end)
+    assert [len(func) for func, _ in backend.submitted] == [1, 1, 5, 5, *sizes]
+    backend.finish()
+    assert list(results) == list(range(19))
+
+
+@pytest.mark.parametrize("smaller_at_end", [True, False])
+def test_dispatch_more_leaves_it_to_joblib_what_the_users_iterable_raises(smaller_at_end):
+    def tasks():
+        yield delayed(abs)(-1)
+        yield delayed(abs)(-2)
+        raise LookupError("of the user")
+
+    backend = ByHand()
+    results = call(backend, tasks(), pre_dispatch=2)
+    dispatch_more(backend.parallel, smaller_at_end)
+    backend.finish()
+    with pytest.raises(LookupError, match="of the user"):
+        list(results)
+
+
 def test_input_ended_once_joblib_has_found_the_end():
     backend = ByHand()
     results = call(backend, (delayed(abs)(-i) for i in range(4)), pre_dispatch=2)

@@ -11,6 +11,7 @@ from joblib.parallel import BACKENDS, ParallelBackendBase
 from benchmarks.simulate.call import simulate
 from benchmarks.simulate.cluster import ONE_MACHINE, Costs
 from benchmarks.simulate.joblib_side import Dispatcher
+from jobfleet._compat import dispatch_more, input_ended
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -55,7 +56,7 @@ def test_no_call_is_better_than_the_work_allows():
     assert sum(outcome.course) / 10 == pytest.approx(outcome.used, abs=0.01)
 
 
-@pytest.mark.parametrize("timeout_s", [0.5, 2.0])
+@pytest.mark.parametrize("timeout_s", [0.5, 1.0])
 @pytest.mark.parametrize(("slots", "costs"), [(2, ONE_MACHINE), (10, Costs()), (100, Costs())])
 def test_results_come_in_time_for_a_timeout(slots, costs, timeout_s):
     tasks = constant(1000 * slots, 0.01).tolist()
@@ -69,6 +70,7 @@ class Recorder(ParallelBackendBase):
     supports_retrieve_callback = True
     sizes: list
     answer = 1
+    smaller_at_end = True
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -93,6 +95,8 @@ class Recorder(ParallelBackendBase):
 
     @contextlib.contextmanager
     def retrieval_context(self):
+        while not input_ended(self.parallel):
+            dispatch_more(self.parallel, self.smaller_at_end)
         while self.waiting:
             batch, callback = self.waiting.popleft()
             callback(batch())
@@ -108,9 +112,11 @@ def recorder():
 
 @pytest.mark.parametrize("n_tasks", [1, 5, 40, 1000])
 @pytest.mark.parametrize("answer", [1, 3, 64])
-def test_joblib_cuts_batches_as_the_simulation_has_it(recorder, n_tasks, answer):
-    recorder.sizes, recorder.answer = [], answer
+@pytest.mark.parametrize("smaller_at_end", [True, False])
+def test_joblib_cuts_batches_as_the_simulation_has_it(recorder, n_tasks, answer, smaller_at_end):
+    recorder.sizes, recorder.answer, recorder.smaller_at_end = [], answer, smaller_at_end
     with parallel_config("recorder", n_jobs=3):
         assert Parallel()(delayed(abs)(i) for i in range(n_tasks)) == list(range(n_tasks))
     dispatcher = Dispatcher(n_tasks, 3, lambda: answer)
-    assert [*dispatcher.first(), *iter(dispatcher.next, None)] == recorder.sizes
+    later = iter(lambda: dispatcher.next(smaller_at_end), None)
+    assert [*dispatcher.first(), *later] == recorder.sizes

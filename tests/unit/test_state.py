@@ -21,6 +21,8 @@ from jobfleet._call.state import (
     HELP_HOLD_S,
     HOLD_NEXT_S,
     HOLD_S,
+    MANY_JOBS,
+    SENT_UNKNOWN,
     AskForMore,
     BatchArrived,
     BatchConsumed,
@@ -637,6 +639,32 @@ def test_how_many_batches_joblib_makes_at_a_time_is_known_whatever_workers_join(
     assert call.state.sizer.n_batches == n_batches
     call.slots(1000)
     assert call.state.sizer.n_batches == n_batches
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"), [({}, 2), ({"streamed": True}, 1), ({"timeout_s": 60.0}, 1), ({"n_jobs": MANY_JOBS - 1}, 1)]
+)
+def test_many_jobs_have_first_batches_of_two_where_nobody_waits_for_each(changes, size):
+    call = Call(slots=MANY_JOBS, **changes)
+    assert call.state.sizer.batch_size == size
+    assert Call(slots=2, **{**changes, "n_jobs": 2}).state.sizer.batch_size == 1
+    call.knows_tasks_to_be(TARGET_S)
+    assert call.state.sizer.batch_size == 1, "from then on they are as large as chunks"
+
+
+def test_what_is_sent_while_nothing_is_known_comes_in_portions():
+    call = Call(slots=3 * SENT_UNKNOWN)
+    assert sent_tasks(call.arrive(1000)) == [(task,) for task in range(SENT_UNKNOWN)]
+    assert call.state.hold_until_s == call.now_s, "nothing is waited for"
+    assert len(sent_tasks(call.slots(3 * SENT_UNKNOWN))) == SENT_UNKNOWN
+    later = sent_tasks(call.reply([0], each_s=TARGET_S / 4))
+    assert [len(tasks) for tasks in later] == [4] * (len(later)), "and goes by what others have shown"
+    assert len(later) > SENT_UNKNOWN
+    assert call.state.hold_until_s is None
+    whole = Call(slots=3 * SENT_UNKNOWN, fixed_batches=True)
+    for _ in range(4 * SENT_UNKNOWN):
+        whole.arrive(1)
+    assert len(whole.sent) == 3 * SENT_UNKNOWN, "there is nothing to learn"
 
 
 @pytest.mark.parametrize("task_s", [TARGET_S, 3.0])

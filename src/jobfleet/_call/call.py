@@ -339,7 +339,7 @@ class ParallelCall:
         until = time.monotonic() + _ASK_S
         while self._n_to_ask_for and not self._ended:
             self._n_to_ask_for -= 1
-            dispatch_more(self._setup.parallel)
+            dispatch_more(self._setup.parallel, smaller_at_end=self._setup.limits.fixed_batches)
             if input_ended(self._setup.parallel):
                 self._n_to_ask_for = 0
                 self._inbox.put(None)  # that there are no more may be what is waited for

@@ -40,6 +40,14 @@ HOLD_NEXT_S = 0.015
 #: A chunk is overdue so long after it should have come back by what is known of its tasks, give or take a half.
 _OVERDUE_S = 0.01
 
+#: While nothing is known of the tasks, so many chunks are sent before it is looked whether others have come back: what
+#: is sent later goes by what they show.
+SENT_UNKNOWN = 16
+
+#: With so many jobs the first batches have two tasks where nobody takes results as they come: joblib dispatches two
+#: tasks for each job before it waits, and each batch costs it as much as ten tasks.
+MANY_JOBS = 64
+
 #: When chunks take longer than this, some more are shown to the cluster than it has slots.
 _STALL_S = 1.0
 _SHOWN_PER_SLOT = 4
@@ -317,7 +325,10 @@ class CallState:
     _stalled: bool = False
     """No chunk has come back for a while, though tasks wait."""
     hold_until_s: float | None = None
-    """Until then the first tasks, those after the first chunks, or few, wait for others, unless enough come before."""
+    """Until then the first tasks, those after the first chunks, or few, wait for others, unless enough come before.
+
+    Or what has been read must be acted on before more is sent.
+    """
     _paused: bool = False
     """joblib dispatches only what it is asked for, or what it owes for batches that were delivered."""
     _first_concurrency: int = 0
@@ -336,6 +347,8 @@ class CallState:
         self.sizer.queued = self.limits.queued
         self.sizer.timeout_s = self.limits.timeout_s
         self.sizer.n_batches = max(2, self.limits.n_jobs, self._first_concurrency)
+        if self.sizer.n_batches >= MANY_JOBS and not self.limits.streamed and self.limits.timeout_s is None:
+            self.sizer.first_batch_size = 2
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take an event, give what must be done, see `handle_all`."""
@@ -443,9 +456,10 @@ class CallState:
         chunk = self._take(event.chunk, commands)
         if chunk is None:
             return  # a second reply: the first one counted
-        waiting = next((chunk for chunk in self._chunks.values() if chunk.began_s is None), None)
-        if waiting is not None:
-            waiting.began_s = now_s
+        if self.limits.queued:  # elsewhere there may be thousands, and nothing goes by it
+            waiting = next((chunk for chunk in self._chunks.values() if chunk.began_s is None), None)
+            if waiting is not None:
+                waiting.began_s = now_s
         self._n_sent -= len(chunk.tasks)
         self.nests |= event.nested
         n_done = len(event.results)
@@ -794,9 +808,14 @@ class CallState:
     def _send(self, commands: list[Command], now_s: float) -> None:
         here = bool(self._queue) and not self._next_chunk and self._runs_here()
         n_done = self._n_sent if self.sizer.is_held_up else 0  # as far as is known
+        may_learn = self.sizer.mean_s is None and not self.limits.fixed_batches
+        most_chunks = self._next_chunk + (SENT_UNKNOWN if may_learn else sys.maxsize)
         while self._queue and len(self._chunks) < self._max_chunks():
             head = self._next_to_send()
             if head is None:
+                return
+            if self._next_chunk >= most_chunks:
+                self.hold_until_s = now_s
                 return
             chunk = self._cut(head, here, now_s, self._n_sent - n_done)
             if len(self._chunks) < self._concurrency(self.slots):
