@@ -8,6 +8,7 @@ from jobfleet._call.chunking import (
     BATCH_S,
     GATHERED_S,
     GUESSED_S,
+    LEAST_BEFORE_END_PER_SLOT_S,
     LEAST_BUDGET_S,
     LEAST_PER_SLOT_S,
     LEAST_S,
@@ -20,6 +21,7 @@ from jobfleet._call.chunking import (
     MAX_WAITING_S,
     MIN_BATCH,
     MIN_WAITING_S,
+    MOST_LEAST_BEFORE_END_S,
     QUEUED_PART,
     QUEUED_TARGET_S,
     READY_PER_SLOT_NBYTES,
@@ -28,6 +30,7 @@ from jobfleet._call.chunking import (
     UNREAD_CHUNKS,
     YIELDED_S,
     ChunkSizer,
+    least_s,
     target_s,
 )
 
@@ -103,6 +106,12 @@ def test_few_tasks_guessed_to_be_short_go_in_one_round():
 def test_guessed_chunks_are_worth_what_they_cost_one_scheduler():
     assert guessed(0.1, slots=2).size == 1
     assert guessed(0.1, slots=1000).size == int(LEAST_PER_SLOT_S * 1000 / 0.1)
+
+
+def test_while_more_may_come_chunks_of_many_slots_are_longer_but_may_be_nearly_all():
+    assert least_s(1000, is_all=False) == LEAST_BEFORE_END_PER_SLOT_S * 1000 > least_s(1000, is_all=True)
+    assert least_s(10_000, is_all=False) == MOST_LEAST_BEFORE_END_S
+    assert least_s(2, is_all=False) == least_s(2, is_all=True) == LEAST_S
 
 
 @pytest.mark.parametrize("slots", [2, 64, 10_000])

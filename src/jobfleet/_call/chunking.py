@@ -28,8 +28,10 @@ LEAST_TIMED = 10
 TARGET_PER_SLOT_S = 0.005
 LEAST_PER_SLOT_S = 0.0005
 
-#: While more tasks are to come they last longer at least: the client must also make those.
+#: While more tasks are to come they last longer at least, since the client must also make those; but not longer than
+#: that: these tasks may be nearly all.
 LEAST_BEFORE_END_PER_SLOT_S = 0.001
+MOST_LEAST_BEFORE_END_S = 5.0
 
 
 def target_s(n_slots: int, queued: bool = False) -> float:
@@ -39,7 +41,9 @@ def target_s(n_slots: int, queued: bool = False) -> float:
 
 def least_s(n_slots: int, is_all: bool) -> float:
     """Give the duration a chunk should have at least, knowing whether no more tasks will come."""
-    return max(LEAST_S, (LEAST_PER_SLOT_S if is_all else LEAST_BEFORE_END_PER_SLOT_S) * n_slots)
+    if is_all:
+        return max(LEAST_S, LEAST_PER_SLOT_S * n_slots)
+    return min(max(LEAST_S, LEAST_BEFORE_END_PER_SLOT_S * n_slots), MOST_LEAST_BEFORE_END_S)
 
 
 #: With a `timeout` chunks last no longer than this part of it, if slots are not too many for that. joblib waits so long
