@@ -20,6 +20,7 @@ from jobfleet._call.chunking import (
     MAX_READY_NBYTES,
     MAX_WAITING_S,
     MIN_BATCH,
+    MIN_BATCH_FED_SLOWLY,
     MIN_WAITING_S,
     MOST_LEAST_BEFORE_END_S,
     QUEUED_PART,
@@ -120,6 +121,17 @@ def test_joblib_is_not_asked_for_many_tasks_at_a_time(slots):
     sizer = sized_by(*[1e-6] * 10)
     sizer.n_slots = sizer.n_batches = slots
     assert guessed(0.0, slots).batch_size == sizer.batch_size == most
+
+
+def test_but_for_more_of_them_where_slots_wait_for_the_client():
+    sizer = guessed(1e-6, slots=1000)
+    assert sizer.batch_size == MIN_BATCH
+    sizer.observe_making(10_000, 10_000 * 3e-6 + BATCH_S)
+    assert sizer.is_fed_slowly
+    assert sizer.batch_size == MIN_BATCH_FED_SLOWLY
+    slow = guessed(0.01, slots=1000)
+    slow.observe_making(10_000, 10_000 * 3e-6 + BATCH_S)
+    assert slow.batch_size == MIN_BATCH
 
 
 def test_what_joblib_makes_at_a_time_depends_on_its_jobs_and_not_on_the_slots_that_there_are_now():

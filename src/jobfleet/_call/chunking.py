@@ -88,8 +88,9 @@ MAKING_PER_SLOT_S = 0.0002
 MAX_DISPATCHED = 1024
 
 #: ...unless they would have less than this each. A batch costs joblib and the driver so much beside its tasks, which
-#: cost them some 3 us each.
+#: cost them some 3 us each; where slots wait for these it matters more.
 MIN_BATCH = 32
+MIN_BATCH_FED_SLOWLY = 64
 BATCH_S = 0.000035
 
 #: It takes less than this to make a task if neither the user's iterable nor its pickle has much to do.
@@ -174,7 +175,8 @@ class ChunkSizer:
         """How many tasks joblib's next batch should have."""
         if not self._n_made and self.mean_s is None:
             return self.first_batch_size
-        size = min(self.ready_size, max(MIN_BATCH, MAX_DISPATCHED // self.n_batches))
+        least = MIN_BATCH_FED_SLOWLY if self.is_fed_slowly else MIN_BATCH
+        size = min(self.ready_size, max(least, MAX_DISPATCHED // self.n_batches))
         if self._n_made <= self.n_one_round:
             size = min(size, self.size)  # the first chunks do not wait for others' tasks to be made
         if self._making_s:
