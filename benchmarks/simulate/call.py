@@ -197,7 +197,7 @@ class _Call:
         if self._to_ask_for:
             until_s = max(self._free_s, self._clock.now_s) + ASK_S
             while self._to_ask_for and self._free_s < until_s:
-                self._to_ask_for = self._to_ask_for - 1 if self._dispatch(asked=True) else 0
+                self._to_ask_for = self._to_ask_for - 1 if self._dispatch(smaller_at_end=False) else 0
         elif self._deliveries:
             delivery = self._deliveries.popleft()
             self._delivered_s[delivery.batch] = self._clock.now_s
@@ -208,9 +208,9 @@ class _Call:
         elif self._state.hold_until_s is not None:
             self._clock.at(max(self._free_s, self._state.hold_until_s), self._turn)
 
-    def _dispatch(self, asked: bool = False) -> bool:
+    def _dispatch(self, smaller_at_end: bool = True) -> bool:
         """Have joblib dispatch a batch, if it has one."""
-        size = self._joblib.next(smaller_at_end=not asked)
+        size = self._joblib.next(smaller_at_end)
         if size is not None:
             self._arrive(size)
         return size is not None

@@ -38,7 +38,7 @@ class Dispatcher:
             yield size
         self._left = after
 
-    def next(self, smaller_at_end: bool = True) -> int | None:
+    def next(self, smaller_at_end: bool) -> int | None:
         """Give the size of the batch that a completed one makes room for, or that was asked for; None at the end.
 
         See `jobfleet._compat.dispatch_more` for `smaller_at_end`.

@@ -658,7 +658,7 @@ def test_what_is_sent_while_nothing_is_known_comes_in_portions():
     assert call.state.hold_until_s == call.now_s, "nothing is waited for"
     assert len(sent_tasks(call.slots(3 * SENT_UNKNOWN))) == SENT_UNKNOWN
     later = sent_tasks(call.reply([0], each_s=TARGET_S / 4))
-    assert [len(tasks) for tasks in later] == [4] * (len(later)), "and goes by what others have shown"
+    assert [len(tasks) for tasks in later] == [4] * len(later), "and goes by what others have shown"
     assert len(later) > SENT_UNKNOWN
     assert call.state.hold_until_s is None
     whole = Call(slots=3 * SENT_UNKNOWN, fixed_batches=True)

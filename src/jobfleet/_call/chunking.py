@@ -28,8 +28,8 @@ LEAST_TIMED = 10
 TARGET_PER_SLOT_S = 0.005
 LEAST_PER_SLOT_S = 0.0005
 
-#: While more tasks are to come they last longer at least, since the client must also make those; but not longer than
-#: that: these tasks may be nearly all.
+#: While more tasks are to come they last longer at least, since the client must also make those. No number of slots
+#: makes that longer than the second of these: what has come may be nearly all.
 LEAST_BEFORE_END_PER_SLOT_S = 0.001
 MOST_LEAST_BEFORE_END_S = 5.0
 

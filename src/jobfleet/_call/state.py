@@ -327,7 +327,7 @@ class CallState:
     hold_until_s: float | None = None
     """Until then the first tasks, those after the first chunks, or few, wait for others, unless enough come before.
 
-    Or what has been read must be acted on before more is sent.
+    Or, while nothing is known of the tasks, until it is looked what has come back. See `SENT_UNKNOWN`.
     """
     _paused: bool = False
     """joblib dispatches only what it is asked for, or what it owes for batches that were delivered."""
